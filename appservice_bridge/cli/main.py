@@ -2,12 +2,22 @@
 
 import typer
 
+from appservice_bridge.cli.check import check
+from appservice_bridge.cli.install import install, uninstall
+from appservice_bridge.cli.migrate import migrate
+from appservice_bridge.cli.registration import registration
+from appservice_bridge.cli.run import run
+from appservice_bridge.cli.status import status
+
 app = typer.Typer(
     name="appservice-bridge",
     help="Deliver encryption traffic from a Matrix homeserver to its appservices, losing nothing.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+for command in (run, check, migrate, install, uninstall, status):
+    app.command()(command)
+app.add_typer(registration, name="registration")
 
 
 def main() -> None:

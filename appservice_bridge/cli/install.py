@@ -1,0 +1,88 @@
+"""`install` and `uninstall`: the capture in Synapse's database."""
+
+from typing import Annotated
+
+import typer
+
+from appservice_bridge.cli.check import ConfigOption
+from appservice_bridge.cli.context import finished, loaded, owners, with_connection
+from appservice_bridge.config.loading import Loaded
+from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.routing.announcing import seed_foreign
+from appservice_bridge.storage import migrations, synapse
+from appservice_bridge.storage import registrations as registration_store
+from appservice_bridge.storage.database import Connection
+
+
+class NothingToCaptureError(BridgeError):
+    """The homeserver is none whose database is read."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "homeserver.kind is generic: there is nothing to install; its facts come in through "
+            "the relay and by ingest"
+        )
+
+
+def install(
+    config: ConfigOption,
+    print_grants: Annotated[
+        bool,
+        typer.Option(
+            "--print-grants", help="Only print what the owner of the database must grant."
+        ),
+    ] = False,
+) -> None:
+    """Put the capture into Synapse's database; run it again at any time."""
+    of = loaded(config)
+    if of.config.homeserver.kind != "synapse":
+        finished(_refuse())
+    if print_grants:
+        print("\n".join(finished(with_connection(of, synapse.grants))))
+        return
+
+    async def work(conn: Connection) -> str:
+        return await _install(conn, of)
+
+    print(finished(with_connection(of, work)))
+
+
+def uninstall(
+    config: ConfigOption,
+    discard_backlog: Annotated[
+        bool, typer.Option("--discard-backlog", help="Give up facts that are not delivered.")
+    ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Remove the bridge's own tables, too.")
+    ] = False,
+) -> None:
+    """Remove the capture from Synapse's database; refused while facts wait."""
+
+    async def work(conn: Connection) -> list[str]:
+        await synapse.uninstall(conn, discard_backlog=discard_backlog, everything=everything)
+        return await synapse.grants(conn, revoke=True)
+
+    revokes = finished(with_connection(loaded(config), work))
+    print("the capture is removed" + (", and the bridge's tables" if everything else ""))
+    print("what the owner of the database granted stays until it is revoked:")
+    print("\n".join(f"  {statement}" for statement in revokes))
+
+
+async def _refuse() -> None:
+    raise NothingToCaptureError
+
+
+async def _install(conn: Connection, of: Loaded) -> str:
+    await migrations.require_current(conn)
+    await synapse.require_synapse(conn)
+    await synapse.require_rights(conn)
+    known = owners(of)
+    async with conn.transaction():
+        # the gate is held, so that nobody becomes owned while he is put down as foreign
+        await registration_store.hold_gate(conn)
+        foreign = await seed_foreign(conn, known, synapse.users_page)
+    created = await synapse.install(conn)
+    what = (
+        "installed" if created else "the trigger was there already, its function is this release's"
+    )
+    return f"capture on public.device_inbox: {what}; {foreign} users belong to no appservice"

@@ -1,0 +1,81 @@
+"""`run`: one worker, until it is told to stop."""
+
+import asyncio
+import signal
+from typing import Annotated
+
+import aiohttp
+import typer
+import uvloop
+
+from appservice_bridge.cli.check import ConfigOption, show
+from appservice_bridge.cli.context import loaded, owners, with_connection
+from appservice_bridge.cli.worker import Worker
+from appservice_bridge.config.loading import Loaded
+from appservice_bridge.config.model import EMBEDDED
+from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.storage import migrations
+from appservice_bridge.storage.database import Database
+from appservice_bridge.telemetry import logs
+
+
+class NotInThisReleaseError(BridgeError):
+    """The config asks for something that this release does not have."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} is not in this release yet")
+
+
+def run(
+    config: ConfigOption,
+    migrate: Annotated[
+        bool, typer.Option("--migrate", help="Apply pending migrations first.")
+    ] = False,
+    log_level: Annotated[
+        str, typer.Option("--log-level", metavar="LEVEL", help="debug, info or warning.")
+    ] = "info",
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log lines as JSON.")] = False,
+) -> None:
+    """Run one worker until SIGTERM or Ctrl-C; any number may share a database."""
+    if log_level not in logs.LEVELS:
+        raise typer.BadParameter("must be debug, info or warning", param_hint="--log-level")
+    logs.configure(level=log_level, as_json=log_json)
+    of = loaded(config)
+    show((), of.warnings)
+    try:
+        uvloop.run(_run(of, migrate=migrate))
+    except* BridgeError as group:
+        for error in group.exceptions:
+            typer.echo(f"appservice-bridge: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+async def _run(of: Loaded, *, migrate: bool) -> None:
+    _refuse_what_is_missing(of)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await with_connection(of, migrations.migrate if migrate else migrations.require_current)
+    no_limit = aiohttp.TCPConnector(limit=0)  # one request per lane is all there ever is
+    async with (
+        Database.open(of.config.dsn()) as database,
+        aiohttp.ClientSession(connector=no_limit) as session,
+    ):
+        await Worker(of, owners(of), database, session).run(stop)
+
+
+def _refuse_what_is_missing(of: Loaded) -> None:
+    """Better refused at the start than silently not delivered.
+
+    Raises:
+        NotInThisReleaseError: for the first thing that is asked for and not there.
+    """
+    if of.config.database == EMBEDDED:
+        raise NotInThisReleaseError("database: embedded")
+    if of.config.homeserver.capture == "polling":
+        raise NotInThisReleaseError("homeserver.capture: polling")
+    for registration in of.registrations:
+        transport = of.config.settings(registration).transport
+        if transport not in ("http", "none"):
+            raise NotInThisReleaseError(f"appservice {registration.id}: transport {transport}")

@@ -1,0 +1,140 @@
+"""One worker: relay, intake and lanes on one database, wired together."""
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import Iterable, Mapping
+from uuid import uuid4
+
+import aiohttp
+import structlog
+from aiohttp import web
+
+from appservice_bridge.config.loading import Loaded
+from appservice_bridge.config.values import Endpoint
+from appservice_bridge.delivery.lanes import Destination, Lanes
+from appservice_bridge.delivery.purge import run_purge
+from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.domain.owners import Owners
+from appservice_bridge.http.admin import Admin
+from appservice_bridge.http.pass_through import PassThrough
+from appservice_bridge.http.relay import Relay
+from appservice_bridge.http.wake_homeserver import HomeserverWaker
+from appservice_bridge.routing.announcing import announce
+from appservice_bridge.routing.forgetting import run_forgetting
+from appservice_bridge.routing.intake import Intake
+from appservice_bridge.storage import outbox
+from appservice_bridge.storage.database import Database
+from appservice_bridge.storage.identity import current_epoch
+from appservice_bridge.storage.notifications import CAPTURE, OUTBOX, listen
+
+log = structlog.get_logger(__name__)
+
+
+class AddressTakenError(BridgeError):
+    """Something else listens where the bridge should."""
+
+    def __init__(self, which: str, endpoint: Endpoint, reason: str) -> None:
+        super().__init__(f"listen.{which}: cannot listen on {endpoint}: {reason}")
+
+
+class Worker:
+    """Everything one process does; any number of them share a database."""
+
+    def __init__(
+        self,
+        of: Loaded,
+        owners: Owners,
+        database: Database,
+        session: aiohttp.ClientSession,
+    ) -> None:
+        self._of = of
+        self._owners = owners
+        self._database = database
+        registrations = {each.id: each for each in of.registrations}
+        self._intake = Intake(database, owners, self._appended)
+        self._lanes = Lanes(
+            database,
+            uuid4(),
+            name=f"{socket.gethostname()}:{os.getpid()}",
+            destinations=destinations(of, owners),
+            session=session,
+        )
+        self._waker = HomeserverWaker(
+            database, session, of.config.homeserver.url, owners.registrations
+        )
+        self._relay = Relay(
+            database,
+            registrations,
+            owners.registrations,
+            PassThrough(session),
+            self._waker,
+            self._lanes.changed.set,
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set; then finish what is in flight.
+
+        Raises:
+            AddressTakenError: relay or admin cannot listen.
+        """
+        async with self._database.transaction() as conn:
+            epoch = await current_epoch(conn)
+        await announce(self._database, self._owners, epoch=epoch)
+        listen_on = self._of.config.listen
+        admin = Admin(self._database, self._lanes.leases_hold)
+        sites = [
+            await self._serve("relay", self._relay.application(), listen_on.relay),
+            await self._serve("admin", admin.application(), listen_on.admin),
+        ]
+        wakes = {CAPTURE: self._intake.wake.set, OUTBOX: self._lanes.changed.set}
+        log.info("worker.started", relay=str(listen_on.relay), admin=str(listen_on.admin))
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(listen(self._database.dsn, wakes, stop), name="listen")
+                group.create_task(self._intake.run(stop), name="intake")
+                group.create_task(self._lanes.run(stop), name="lanes")
+                group.create_task(run_purge(self._database, stop), name="purge")
+                group.create_task(run_forgetting(self._database, stop), name="forgetting")
+                group.create_task(self._waker.run(stop), name="waker")
+                await stop.wait()
+                self._intake.wake.set()  # so that it sees the stop now
+        finally:
+            for site in sites:
+                await site.cleanup()
+        log.info("worker.stopped")
+
+    async def _appended(self, appservice_ids: Iterable[str]) -> None:
+        """Wake the lanes here; tell the other workers if some are theirs."""
+        if not self._lanes.appended(appservice_ids):
+            async with self._database.transaction() as conn:
+                await outbox.notify(conn)
+
+    async def _serve(self, which: str, app: web.Application, at: Endpoint) -> web.AppRunner:
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=5)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, at.host, at.port, ssl_context=self._tls()).start()
+        except OSError as error:
+            await runner.cleanup()
+            raise AddressTakenError(which, at, error.strerror or str(error)) from error
+        return runner
+
+    def _tls(self) -> ssl.SSLContext | None:
+        listen_on = self._of.config.listen
+        if listen_on.tls_cert_file is None:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(listen_on.tls_cert_file, listen_on.tls_key_file)
+        return context
+
+
+def destinations(of: Loaded, owners: Owners) -> Mapping[str, Destination]:
+    """Where the lanes lead, and how each appservice wants it."""
+    return {
+        appservice_id: Destination(
+            registration=registration, policy=of.config.settings(registration).delivery
+        )
+        for appservice_id, registration in owners.registrations.items()
+    }

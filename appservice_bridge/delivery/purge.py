@@ -1,0 +1,46 @@
+"""Deletes what was delivered, apart from the ack, so that no lane waits for it."""
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from appservice_bridge.storage import outbox as store
+from appservice_bridge.storage.database import Database, DatabaseUnavailableError
+
+log = structlog.get_logger(__name__)
+
+EVERY_SECONDS: Final = 2.0
+BATCH: Final = 5000
+
+
+async def run_purge(database: Database, stop: asyncio.Event) -> None:
+    """Purge until `stop` is set; dying between two batches leaves the rest for the next time."""
+    while not stop.is_set():
+        try:
+            await purge_once(database)
+        except DatabaseUnavailableError as error:
+            log.warning("purge.rests", reason=error.reason)
+        try:
+            async with asyncio.timeout(EVERY_SECONDS):
+                await stop.wait()
+        except TimeoutError:
+            continue
+
+
+async def purge_once(database: Database) -> int:
+    """One round over all lanes; returns the number of items deleted."""
+    async with database.transaction() as conn:
+        lanes = await store.purgeable(conn)
+    purged = 0
+    for lane in lanes:
+        low = lane.purged_to
+        while low < lane.acked_to:
+            upto = min(low + BATCH, lane.acked_to)
+            step = store.Delivered(
+                appservice_id=lane.appservice_id, purged_to=low, acked_to=lane.acked_to
+            )
+            async with database.transaction() as conn:
+                purged += await store.purge(conn, step, upto=upto)
+            low = upto
+    return purged

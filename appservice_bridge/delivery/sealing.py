@@ -1,0 +1,57 @@
+"""Cuts the next transaction from an outbox and freezes it."""
+
+from appservice_bridge.domain.policy import DeliveryPolicy
+from appservice_bridge.domain.transaction import BUILDER, frame_for, within_limits
+from appservice_bridge.storage import sealed as store
+from appservice_bridge.storage.database import Connection
+from appservice_bridge.storage.leases import Lease
+from appservice_bridge.storage.sealed import Sealed, count_kinds
+
+
+async def resume(conn: Connection, lease: Lease, policy: DeliveryPolicy) -> Sealed | None:
+    """The transaction that is owed: the one in flight, else the next one; None if nothing waits.
+
+    Raises:
+        LeaseLostError: someone else holds the lane.
+        AlteredTransactionError: the one in flight is not what was sealed.
+    """
+    state = await store.hold_lane(conn, lease)
+    return await store.in_flight(conn, lease) or await _seal_next(conn, lease, policy, state)
+
+
+async def ack_and_seal_next(
+    conn: Connection, lease: Lease, policy: DeliveryPolicy, sealed: Sealed, *, status: int
+) -> Sealed | None:
+    """Let go of what was taken and freeze what follows, in one DB transaction.
+
+    Raises:
+        LeaseLostError: someone else holds the lane.
+    """
+    await store.ack(conn, lease, sealed, status=status)
+    return await resume(conn, lease, policy)
+
+
+async def _seal_next(
+    conn: Connection, lease: Lease, policy: DeliveryPolicy, state: store.LaneState
+) -> Sealed | None:
+    waiting = await store.next_items(
+        conn, lease, state, max_items=policy.max_items, max_bytes=policy.max_body_bytes
+    )
+    if not waiting:
+        return None
+    fitting = within_limits(
+        waiting, max_items=policy.max_items, max_body_bytes=policy.max_body_bytes
+    )
+    items = waiting[:fitting]
+    kinds = count_kinds(items)
+    frame = frame_for(kinds, policy.profile)
+    sealed = Sealed(
+        number=state.next_number,
+        txn_id=f"ab{state.epoch}-{state.next_number}",
+        first_position=items[0].position,
+        last_position=items[-1].position,
+        kinds=kinds,
+        body=frame.splice(items),
+    )
+    await store.insert(conn, lease, sealed, frame, builder=BUILDER)
+    return sealed

@@ -1,0 +1,160 @@
+"""What the homeserver takes for the appservice: the whole Application Service API."""
+
+from collections.abc import Callable, Container, Mapping
+from secrets import compare_digest
+from typing import Final
+
+import orjson
+import structlog
+from aiohttp import web
+
+from appservice_bridge.domain.registration import Registration
+from appservice_bridge.http.answers import error
+from appservice_bridge.http.pass_through import PassThrough
+from appservice_bridge.http.wake_homeserver import HomeserverWaker, is_own_ping
+from appservice_bridge.storage import capture_log
+from appservice_bridge.storage import intake as intake_store
+from appservice_bridge.storage import sealed as lane_store
+from appservice_bridge.storage.database import Database, DatabaseUnavailableError
+from appservice_bridge.storage.intake import Buried
+
+log = structlog.get_logger(__name__)
+
+MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+_ROOT: Final = "/appservice/{appservice_id}"
+_QUERIES: Final = (
+    "/_matrix/app/v1/{tail:(?:users|rooms|thirdparty)/.*}",
+    "/_matrix/app/unstable/{tail:thirdparty/.*}",
+    "/{tail:(?:users|rooms)/.*}",
+)
+
+
+class Relay:
+    """Stores transactions, and passes questions through to the appservice.
+
+    A transaction is answered 200 once it is committed, and 503 while nothing can be stored: the
+    homeserver then keeps it. Anything else would block the homeserver's queue for ever. Dying
+    before the answer makes the homeserver send it again, and the copy is told by its digest.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        registrations: Mapping[str, Registration],
+        delivered: Container[str],
+        pass_through: PassThrough,
+        waker: HomeserverWaker,
+        on_wake: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._registrations = registrations
+        self._delivered = delivered
+        self._pass_through = pass_through
+        self._waker = waker
+        self._on_wake = on_wake
+
+    def application(self) -> web.Application:
+        """The routes, below `/appservice/{id}`."""
+        app = web.Application(client_max_size=MAX_BODY_BYTES)
+        for path in ("/_matrix/app/v1/transactions/{txn_id}", "/transactions/{txn_id}"):
+            app.router.add_put(_ROOT + path, self._transaction)
+        app.router.add_post(_ROOT + "/_matrix/app/v1/ping", self._ping)
+        for path in _QUERIES:
+            app.router.add_get(_ROOT + path, self._question)
+        app.router.add_post(_ROOT + "/_matrix/app/unstable/{tail:.*}", self._question)
+        app.router.add_route("*", "/{tail:.*}", _unrecognized)
+        return app
+
+    async def _transaction(self, request: web.Request) -> web.Response:
+        registration = self._authenticated(request)
+        if isinstance(registration, web.Response):
+            return registration
+        try:
+            await self._store(registration, request)
+        except DatabaseUnavailableError as unavailable:
+            self._waker.refused(registration.id)
+            log.warning("relay.refused", appservice=registration.id, reason=unavailable.reason)
+            return error(503, "M_UNKNOWN", "appservice_bridge cannot store it now; send it again")
+        return web.json_response({})
+
+    async def _store(self, registration: Registration, request: web.Request) -> None:
+        if registration.id not in self._delivered:
+            return  # takes no delivery: nothing is stored for it
+        try:
+            body = await request.read()
+        except web.HTTPException as unreadable:
+            await self._bury(registration.id, f"unreadable: {unreadable.reason}")
+            return
+        txn_id = request.match_info["txn_id"]
+        async with self._database.transaction() as conn:
+            fresh = await capture_log.append_transaction(
+                conn, registration.id, txn_id=txn_id, body=body
+            )
+            if not fresh:
+                key = (registration.id, "transaction", "repeated")
+                await intake_store.count(conn, {key: 1})
+        log.debug("relay.stored", appservice=registration.id, bytes=len(body), fresh=fresh)
+
+    async def _bury(self, appservice_id: str, reason: str) -> None:
+        dead = Buried(appservice_id=appservice_id, kind="transaction", reason=reason, payload=None)
+        async with self._database.transaction() as conn:
+            await intake_store.bury(conn, [dead])
+            await intake_store.count(conn, {(appservice_id, "transaction", "buried"): 1})
+        log.error("relay.buried", appservice=appservice_id, reason=reason)
+
+    async def _ping(self, request: web.Request) -> web.Response:
+        registration = self._authenticated(request)
+        if isinstance(registration, web.Response):
+            return registration
+        if is_own_ping(_transaction_id(await request.read())):
+            return web.json_response({})  # ours: it asked whether the homeserver reaches the relay
+        answer = await self._pass_through.ask(registration, request)
+        if answer.status == 200:
+            await self._end_rest(registration.id)
+        return answer
+
+    async def _end_rest(self, appservice_id: str) -> None:
+        try:
+            async with self._database.transaction() as conn:
+                await lane_store.wake(conn, appservice_id)
+        except DatabaseUnavailableError as unavailable:
+            log.warning("relay.wake_lost", appservice=appservice_id, reason=unavailable.reason)
+        self._on_wake()
+
+    async def _question(self, request: web.Request) -> web.Response:
+        registration = self._authenticated(request)
+        if isinstance(registration, web.Response):
+            return registration
+        return await self._pass_through.ask(registration, request)
+
+    def _authenticated(self, request: web.Request) -> Registration | web.Response:
+        """The registration that the request is for, if it shows its hs_token."""
+        registration = self._registrations.get(request.match_info["appservice_id"])
+        if registration is None:
+            return error(404, "M_NOT_FOUND", "no registration with this id is known here")
+        shown = _tokens(request)
+        if not shown:
+            return error(401, "M_MISSING_TOKEN", "the hs_token is missing")
+        if not all(compare_digest(token, registration.hs_token.encode()) for token in shown):
+            log.warning("relay.wrong_token", appservice=registration.id)
+            return error(403, "M_FORBIDDEN", "this is not the hs_token of this registration")
+        return registration
+
+
+def _tokens(request: web.Request) -> list[bytes]:
+    scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
+    shown = [bearer.strip()] if scheme.lower() == "bearer" else []
+    if "access_token" in request.query:
+        shown.append(request.query["access_token"])
+    return [token.encode(errors="surrogateescape") for token in shown]
+
+
+def _transaction_id(body: bytes) -> object:
+    try:
+        return orjson.loads(body).get("transaction_id")
+    except (ValueError, AttributeError):
+        return None
+
+
+async def _unrecognized(request: web.Request) -> web.Response:
+    return error(404, "M_UNRECOGNIZED", f"unknown path; the relay serves {_ROOT}/_matrix/app/…")

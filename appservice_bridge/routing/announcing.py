@@ -1,0 +1,95 @@
+"""Brings a set of registrations to life: from then on every fact of their users is captured."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
+
+import structlog
+
+from appservice_bridge.domain.owners import Owners
+from appservice_bridge.storage import intake as intake_store
+from appservice_bridge.storage import registrations as store
+from appservice_bridge.storage.database import Connection, Database
+
+log = structlog.get_logger(__name__)
+
+PAGE: Final = 10_000
+LONGEST_TRANSACTION_SECONDS: Final = 60.0
+
+
+class PageOfUsers(Protocol):
+    """Reads user ids in ascending order, so many after a given one."""
+
+    def __call__(self, conn: Connection, *, after: str, size: int) -> Awaitable[list[str]]:
+        """At most `size` ids above `after`."""
+
+
+async def announce(database: Database, owners: Owners, *, epoch: str) -> None:
+    """Make these the registrations that intake routes by, and wait until they are live.
+
+    A user the triggers leave out is taken off their list, and then every DB transaction that may
+    still see the old list is waited for. Dying in between leaves the appservice not live, and
+    the next start does it again.
+    """
+    async with database.transaction() as conn:
+        await store.set_digest(conn, owners.digest())
+        waiting = await _announce_changed(conn, owners, epoch)
+        if waiting:
+            await _each_page(conn, store.foreign_page, owners, store.remove_foreign, owned=True)
+    if waiting:
+        await _outlive_open_transactions(database)
+        async with database.transaction() as conn:
+            await store.go_live(conn, waiting)
+        for appservice_id in waiting:
+            log.info("appservice.live", appservice=appservice_id)
+
+
+async def seed_foreign(conn: Connection, owners: Owners, users_page: PageOfUsers) -> int:
+    """Put the homeserver's users that nobody owns on the list of the foreign; returns how many."""
+    return await _each_page(conn, users_page, owners, intake_store.add_foreign, owned=False)
+
+
+async def _announce_changed(conn: Connection, owners: Owners, epoch: str) -> list[str]:
+    await store.withdraw_others(conn, list(owners.registrations))
+    known = await store.announced(conn)
+    changed = [
+        appservice_id
+        for appservice_id in owners.registrations
+        if known.get(appservice_id) != (owners.namespaces_digest(appservice_id), True)
+    ]
+    for appservice_id in changed:
+        digest = owners.namespaces_digest(appservice_id)
+        await store.announce(conn, appservice_id, digest, epoch=epoch)
+    return changed
+
+
+async def _each_page(
+    conn: Connection,
+    read: PageOfUsers,
+    owners: Owners,
+    write: Callable[[Connection, list[str]], Awaitable[None]],
+    *,
+    owned: bool,
+) -> int:
+    """Write those users of each page who are, or are not, owned; returns how many."""
+    after, written = "", 0
+    while page := await read(conn, after=after, size=PAGE):
+        chosen = [user_id for user_id in page if bool(owners.of(user_id)) is owned]
+        if chosen:
+            await write(conn, chosen)
+        after, written = page[-1], written + len(chosen)
+    return written
+
+
+async def _outlive_open_transactions(database: Database) -> None:
+    """Wait until no DB transaction is left that may have begun before the list changed."""
+    async with database.transaction() as conn:
+        left = await store.open_transactions(conn)
+    try:
+        async with asyncio.timeout(LONGEST_TRANSACTION_SECONDS):
+            while left:
+                await asyncio.sleep(0.05)
+                async with database.transaction() as conn:
+                    left &= await store.open_transactions(conn)
+    except TimeoutError:
+        log.warning("appservice.live_with_old_transactions", left=len(left))

@@ -1,0 +1,30 @@
+"""Forgets repeats that can no longer come, so that the memory of them stays bounded."""
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from appservice_bridge.storage import memory
+from appservice_bridge.storage.database import Database, DatabaseUnavailableError
+
+log = structlog.get_logger(__name__)
+
+EVERY_SECONDS: Final = 600.0
+
+
+async def run_forgetting(database: Database, stop: asyncio.Event) -> None:
+    """Forget what is too old, in batches, until `stop` is set."""
+    while not stop.is_set():
+        pause = EVERY_SECONDS
+        try:
+            async with database.transaction() as conn:
+                if await memory.forget(conn) >= memory.BATCH:
+                    pause = 0.1
+        except DatabaseUnavailableError as error:
+            log.warning("forgetting.rests", reason=error.reason)
+        try:
+            async with asyncio.timeout(pause):
+                await stop.wait()
+        except TimeoutError:
+            continue

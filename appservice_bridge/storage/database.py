@@ -1,0 +1,144 @@
+"""Connections to Postgres: a pool, and one kind of error for a database that cannot be used now."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final, Self, TypeAlias
+
+import asyncpg
+
+from appservice_bridge.domain.errors import BridgeError
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+
+# Outages by sqlstate class: connection, resources, operator intervention, system; and by
+# code: deadlock, serialization, lock not available, read-only (an old primary), idle too long.
+_OUTAGE_CLASSES: Final = ("08", "53", "57", "58")
+_OUTAGE_CODES: Final = frozenset({"40001", "40P01", "55P03", "25006", "25P03"})
+
+_SETTINGS: Final = {
+    "application_name": "appservice_bridge",
+    "default_transaction_isolation": "read committed",
+    "idle_in_transaction_session_timeout": "10s",
+    "lock_timeout": "5s",
+    "search_path": "appservice_bridge",
+    "statement_timeout": "30s",
+    "synchronous_commit": "on",
+    "timezone": "UTC",
+}
+
+
+class DatabaseUnavailableError(BridgeError):
+    """The database cannot be used now; rest, and do the whole DB transaction again."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"database unavailable: {reason}")
+        self.reason = reason
+
+
+class RefusedRowError(BridgeError):
+    """Postgres refuses a value that was to be written; the same again will be refused again.
+
+    Attributes:
+        reason: sqlstate and constraint, never the row.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"row refused: {reason}")
+        self.reason = reason
+
+
+def _named(error: Exception) -> BridgeError | None:
+    """The bridge's name for a driver error; None if it is none, or a bug of ours."""
+    if isinstance(error, asyncpg.PostgresError):
+        state = error.sqlstate or "unknown"
+        if state in _OUTAGE_CODES or state.startswith(_OUTAGE_CLASSES):
+            return DatabaseUnavailableError(f"sqlstate {state}")
+        if state.startswith(("22", "23", "54")):
+            constraint = getattr(error, "constraint_name", None)
+            return RefusedRowError(f"sqlstate {state}" + (f" {constraint}" if constraint else ""))
+        return None
+    if isinstance(error, (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
+        return DatabaseUnavailableError(type(error).__name__)
+    return None
+
+
+async def connect(dsn: str) -> Connection:
+    """One connection of its own, with the bridge's session settings.
+
+    Raises:
+        DatabaseUnavailableError: nobody answers, or the answer is no.
+    """
+    try:
+        return await asyncpg.connect(dsn, server_settings=dict(_SETTINGS), timeout=10)
+    except Exception as error:
+        raise _named(error) or DatabaseUnavailableError(_refusal(error)) from error
+
+
+def _refusal(error: Exception) -> str:
+    state = getattr(error, "sqlstate", None)
+    return f"sqlstate {state}: {error}" if state else type(error).__name__
+
+
+class Database:
+    """A pool of connections to the bridge's database."""
+
+    def __init__(self, pool: Pool, dsn: str) -> None:
+        self._pool = pool
+        self.dsn = dsn
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, dsn: str, *, max_connections: int = 8) -> AsyncIterator[Self]:
+        """Open a pool for as long as the context lasts.
+
+        Raises:
+            DatabaseUnavailableError: the first connection fails.
+        """
+        try:
+            pool = await asyncpg.create_pool(
+                dsn,
+                min_size=1,
+                max_size=max_connections,
+                server_settings=dict(_SETTINGS),
+                command_timeout=60,
+                timeout=10,
+            )
+        except Exception as error:
+            raise _named(error) or DatabaseUnavailableError(_refusal(error)) from error
+        try:
+            yield cls(pool, dsn)
+        finally:
+            pool.terminate()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """One DB transaction at READ COMMITTED, committed when the block ends.
+
+        Raises:
+            DatabaseUnavailableError: also when the commit's answer was lost: it may have happened.
+            RefusedRowError: Postgres refused a value.
+        """
+        try:
+            async with self._pool.acquire(timeout=10) as conn:
+                try:
+                    async with conn.transaction():
+                        yield conn  # type: ignore[misc]
+                except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+                    conn.terminate()  # its protocol state is unknown
+                    raise
+        except Exception as error:
+            named = _named(error)
+            if named is None:
+                raise
+            raise named from error
+
+    async def require_writable(self) -> None:
+        """Ask whether facts can be stored now.
+
+        Raises:
+            DatabaseUnavailableError: not now.
+        """
+        async with self.transaction() as conn:
+            if await conn.fetchval("select pg_is_in_recovery()"):
+                raise DatabaseUnavailableError("read only")

@@ -1,0 +1,95 @@
+"""Workers and the lanes they hold: timed by Postgres' clock, fenced by a token per claim."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.storage.database import Connection
+
+RENEW: Final = """
+-- leases.renew: one write keeps every lane of this worker
+insert into worker (worker_id, name, alive_until)
+values ($1, $2, clock_timestamp() + make_interval(secs => $3))
+on conflict (worker_id) do update set alive_until = excluded.alive_until
+"""
+
+CLAIM: Final = """
+-- leases.claim: lanes nobody holds, or whose worker no longer says that it is alive
+update lane l
+   set worker_id = $1, lease_token = l.lease_token + 1
+  from (select appservice_id from lane
+         where appservice_id = any($2::text[])
+           and (worker_id is null or not exists (
+                select from worker w
+                 where w.worker_id = lane.worker_id and w.alive_until > clock_timestamp()))
+         order by appservice_id
+           for update) free
+ where l.appservice_id = free.appservice_id
+returning l.appservice_id, l.lease_token
+"""
+
+RELEASE: Final = """
+-- leases.release
+with released as (update lane set worker_id = null where worker_id = $1)
+delete from worker where worker_id = $1
+"""
+
+FORGET_DEAD: Final = """
+-- leases.forget_dead
+delete from worker where alive_until < clock_timestamp() - interval '1 hour'
+"""
+
+LANES_WITH_WORK: Final = """
+-- leases.lanes_with_work: due now, and something is waiting
+select l.appservice_id
+  from lane l join outbox_head h using (appservice_id)
+ where l.worker_id = $1 and l.due_at <= clock_timestamp() and h.position > l.acked_to
+"""
+
+
+class LeaseLostError(BridgeError):
+    """Another worker took the lane over; the late writer must stop, not retry."""
+
+    def __init__(self, appservice_id: str) -> None:
+        super().__init__(f"lease lost on lane {appservice_id}")
+        self.appservice_id = appservice_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The right to one lane, until another worker claims it.
+
+    Attributes:
+        token: rises with every claim; each write to the lane names it.
+    """
+
+    appservice_id: str
+    token: int
+
+
+async def renew(conn: Connection, worker_id: UUID, *, name: str, lease_seconds: float) -> None:
+    """Say that this worker is alive, for so long."""
+    await conn.execute(RENEW, worker_id, name, lease_seconds)
+
+
+async def claim(conn: Connection, worker_id: UUID, appservice_ids: Sequence[str]) -> list[Lease]:
+    """Take every one of these lanes that is free."""
+    rows = await conn.fetch(CLAIM, worker_id, appservice_ids)
+    return [Lease(appservice_id=row["appservice_id"], token=row["lease_token"]) for row in rows]
+
+
+async def release(conn: Connection, worker_id: UUID) -> None:
+    """Hand all lanes of this worker back, so that others need not wait for its time to run out."""
+    await conn.execute(RELEASE, worker_id)
+
+
+async def forget_dead(conn: Connection) -> None:
+    """Forget workers that have not been alive for an hour."""
+    await conn.execute(FORGET_DEAD)
+
+
+async def lanes_with_work(conn: Connection, worker_id: UUID) -> list[str]:
+    """The lanes of this worker that should be sending, by the clock and the backlog."""
+    return [row["appservice_id"] for row in await conn.fetch(LANES_WITH_WORK, worker_id)]

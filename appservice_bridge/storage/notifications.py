@@ -1,0 +1,44 @@
+"""Wake-ups from Postgres: a courtesy that saves time, never the only way to learn of work."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from appservice_bridge.storage.database import DatabaseUnavailableError, connect
+
+CAPTURE: Final = "appservice_bridge_capture"
+OUTBOX: Final = "appservice_bridge_outbox"
+_CHECK_SECONDS: Final = 15.0
+
+
+async def listen(dsn: str, wakes: Mapping[str, Callable[[], None]], stop: asyncio.Event) -> None:
+    """Call the wake of a channel whenever it is notified, until `stop` is set.
+
+    The connection is checked alive: one that died silently would only cost the courtesy, but
+    for good. After each reconnect every wake is called once.
+    """
+    while not stop.is_set():
+        try:
+            await _listen_once(dsn, wakes, stop)
+        except DatabaseUnavailableError:
+            await asyncio.sleep(1.0)
+
+
+async def _listen_once(
+    dsn: str, wakes: Mapping[str, Callable[[], None]], stop: asyncio.Event
+) -> None:
+    conn = await connect(dsn)
+    try:
+        for channel, wake in wakes.items():
+            await conn.add_listener(channel, lambda *_, wake=wake: wake())
+            wake()
+        while not stop.is_set():
+            try:
+                async with asyncio.timeout(_CHECK_SECONDS):
+                    await stop.wait()
+            except TimeoutError:
+                await conn.execute("select", timeout=5)
+    except Exception as error:
+        raise DatabaseUnavailableError(type(error).__name__) from error
+    finally:
+        conn.terminate()

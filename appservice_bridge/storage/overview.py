@@ -1,0 +1,88 @@
+"""What an operator wants to see of every lane, in one query."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from appservice_bridge.storage.database import Connection
+
+LANES: Final = """
+-- overview.lanes
+select l.appservice_id,
+       h.position - l.acked_to as waiting,
+       extract(epoch from clock_timestamp() - (
+           select captured_at from outbox o
+            where o.appservice_id = l.appservice_id and o.position > l.acked_to
+            order by o.position limit 1))::float8 as oldest_seconds,
+       greatest(0, extract(epoch from l.due_at)::float8
+                 - extract(epoch from clock_timestamp())::float8) as rest_seconds,
+       l.failed_attempts, l.failing_since, l.last_outcome, l.last_status, l.last_attempt_at,
+       l.last_ack_at,
+       a.live_at is not null as live,
+       (select w.name from worker w
+         where w.worker_id = l.worker_id and w.alive_until > clock_timestamp()) as worker,
+       (select count(*) from dead_letter d where d.appservice_id = l.appservice_id)
+           as dead_letters,
+       (select coalesce(sum(items), 0)::bigint from ledger g
+         where g.appservice_id = l.appservice_id and g.outcome = 'delivered') as delivered
+  from lane l
+  join outbox_head h using (appservice_id)
+  left join appservice a using (appservice_id)
+ order by l.appservice_id
+"""
+
+CAPTURED: Final = """
+-- overview.captured
+select count(*) from (select from capture_log limit 100000) c
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneView:
+    """One lane as it is now.
+
+    Attributes:
+        waiting: items routed and not acknowledged.
+        oldest_seconds: age of the oldest of them, since its capture; None if nothing waits.
+        rest_seconds: until the next attempt; infinite for a lane that was halted.
+        live: its registration is in force and everything of its users is captured.
+        worker: who serves it; None if no worker does.
+    """
+
+    appservice_id: str
+    waiting: int
+    oldest_seconds: float | None
+    rest_seconds: float
+    failed_attempts: int
+    failing_since: datetime | None
+    last_outcome: str | None
+    last_status: int | None
+    last_attempt_at: datetime | None
+    last_ack_at: datetime | None
+    live: bool
+    worker: str | None
+    dead_letters: int
+    delivered: int
+
+    @property
+    def state(self) -> str:
+        """One word for it."""
+        if not self.live:
+            return "unregistered"
+        if self.worker is None:
+            return "unserved"
+        if self.rest_seconds == float("inf"):
+            return "halted"
+        if self.failed_attempts:
+            return "failing"
+        return "delivering" if self.waiting else "idle"
+
+
+async def lanes(conn: Connection) -> list[LaneView]:
+    """Every lane there is, by appservice."""
+    return [LaneView(**row) for row in await conn.fetch(LANES)]
+
+
+async def captured(conn: Connection) -> int:
+    """Facts that are captured and not yet routed; counted up to 100,000."""
+    return int(await conn.fetchval(CAPTURED))

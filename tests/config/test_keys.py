@@ -1,0 +1,280 @@
+"""Every key of the config: its default, its bounds, and what is said when it is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from appservice_bridge.config.faults import ConfigError
+from appservice_bridge.domain.policy import DeliveryPolicy
+from appservice_bridge.domain.transaction import Profile
+from tests.config.directory import MINIMAL, Directory
+
+
+def test_what_is_not_said_has_the_defaults_of_the_design(directory: Directory) -> None:
+    config = directory.load().config
+    assert config.homeserver.kind == "synapse"
+    assert config.homeserver.url == "http://127.0.0.1:8008"
+    assert config.homeserver.capture == "triggers"
+    assert (str(config.listen.relay), str(config.listen.admin)) == (
+        "127.0.0.1:9009",
+        "127.0.0.1:9010",
+    )
+    assert config.registrations == ("registrations/*.yaml",)
+    assert config.data_dir == directory.path / "data"
+    assert config.delivery.policy() == DeliveryPolicy()
+    assert config.admin.tokens == ()
+
+
+def test_every_key_of_the_design_is_taken(directory: Directory) -> None:
+    directory.write("token", "SECRET-ops\n")
+    directory.config("""
+        database: embedded
+        data_dir: ./state
+        homeserver: {kind: generic, server_name: "example.org:8448", url: "https://hs/", capture: none}
+        listen: {relay: "[::1]:9009", admin: "0.0.0.0:9010"}
+        registrations: [registrations/my-bot.yaml]
+        delivery:
+          profile: both
+          max_items: 10
+          max_body_bytes: 50000
+          timeout_seconds: 5.5
+          backoff: {first_seconds: 0.5, ceiling_seconds: 30}
+        appservices:
+          my-bot: {transport: websocket, encryption: off, delete_delivered: on}
+        admin:
+          tokens: [{name: ops, role: operator, token_file: token}]
+    """)
+    config = directory.load().config
+    assert config.data_dir == directory.path / "state"
+    assert config.homeserver.url == "https://hs"
+    assert config.listen.relay_url == "http://[::1]:9009"
+    assert config.delivery.profile is Profile.BOTH
+    assert config.appservices["my-bot"].encryption == "off"
+    assert config.appservices["my-bot"].delete_delivered == "on"
+    assert config.admin.tokens[0].token() == "SECRET-ops"
+    assert "SECRET" not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("delivery: {max_items: 0}", "delivery.max_items must be greater than or equal to 1"),
+        ("delivery: {max_items: true}", "delivery.max_items must be a number, not true or"),
+        ("delivery: {max_items: many}", "delivery.max_items must be a valid integer"),
+        ("delivery: {max_body_bytes: 10}", "delivery.max_body_bytes must be greater than"),
+        ("delivery: {max_body_bytes: 99999999}", "delivery.max_body_bytes must be less than"),
+        ("delivery: {timeout_seconds: 0}", "delivery.timeout_seconds must be greater than 0"),
+        ("delivery: {timeout_seconds: .nan}", "delivery.timeout_seconds must be greater than 0"),
+        ("delivery: {timeout_seconds: .inf}", "delivery.timeout_seconds must be less than"),
+        ("delivery: {profile: old}", "delivery.profile must be 'unstable', 'stable' or 'both'"),
+        (
+            "delivery: {backoff: {first_seconds: 5, ceiling_seconds: 4}}",
+            "delivery.backoff.ceiling_seconds must be at least first_seconds",
+        ),
+        ("delivery: 5", "delivery must be a mapping"),
+        ("listen: {relay: 9009}", "listen.relay must be host:port"),
+        ("listen: {relay: 'host:0'}", "listen.relay must have a port from 1 to 65535"),
+        ("listen: {relay: 'host:65536'}", "listen.relay must have a port from 1 to 65535"),
+        ("listen: {relay: ':9009'}", "listen.relay must be host:port"),
+        ("listen: {relay: '::1:9009'}", "listen.relay must have an IPv6 address in brackets"),
+        ("listen: {admin: '127.0.0.1:9009'}", "listen.admin must not be the same address"),
+        ("listen: {tls_key_file: config.yaml}", "listen tls_cert_file and tls_key_file go"),
+        ("registrations: [5]", "registrations.0 must be text"),
+        ("registrations: my-bot.yaml", "registrations must be a list"),
+        ("appservices: {my-bot: {transport: tcp}}", "appservices.my-bot.transport must be 'auto'"),
+        ("appservices: {my-bot: {encryption: 1}}", "appservices.my-bot.encryption must be 'auto'"),
+        ("appservices: {my-bot: {max_items: 0}}", "appservices.my-bot.max_items must be greater"),
+        (
+            "appservices: {my-bot: {backoff: {first_seconds: 61}}}",
+            "appservices.my-bot.backoff ceiling_seconds must be at least first_seconds",
+        ),
+        ("admin: {tokens: [{name: a, role: root}]}", "admin.tokens.0.role must be 'viewer'"),
+        ("data_dir: 5", "data_dir must be a path"),
+    ],
+)
+def test_a_value_out_of_bounds_is_named_with_its_line(
+    directory: Directory, text: str, fault: str
+) -> None:
+    directory.add(text)
+    assert directory.faults()[0].startswith(f"config.yaml:4: {fault}"), directory.faults()
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("databse: x", "databse is not a known key; did you mean database?"),
+        ("listen: {relai: x}", "listen.relai is not a known key; did you mean relay?"),
+        ("server_name: x", "server_name is not a known key; did you mean homeserver.server_name?"),
+        ("max_items: 5", "max_items is not a known key; did you mean delivery.max_items?"),
+        ("delivery: {backof: 1}", "delivery.backof is not a known key; did you mean backoff?"),
+        (
+            "appservices: {my-bot: {delivry: 1}}",
+            "appservices.my-bot.delivry is not a known key; did you mean delivery?",
+        ),
+        (
+            "admin: {tokens: [{name: a, role: viewer, token_fiel: config.yaml}]}",
+            "admin.tokens.0.token_fiel is not a known key; did you mean token_file?",
+        ),
+        ("listen: {qqq: 1}", "listen.qqq is not a known key; known are relay, admin, tls_cert_file"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(
+    directory: Directory, key: str, meant: str
+) -> None:
+    directory.add(key)
+    assert any(fault.startswith(f"config.yaml:4: {meant}") for fault in directory.faults())
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("homeserver: {server_name: a}", "config.yaml: database is missing"),
+        ("database: postgres://h/d\nhomeserver: {}", "config.yaml:2: homeserver.server_name is"),
+        ("database: mysql://h/d\nhomeserver: {server_name: a}", "config.yaml:1: database must be"),
+        (
+            "database: embedded\nhomeserver: {server_name: a}",
+            "config.yaml:1: database embedded goes with homeserver.kind generic",
+        ),
+        (
+            "database: postgres://h/d\nhomeserver: {server_name: 'https://a'}",
+            "config.yaml:2: homeserver.server_name must be the part of user ids after the colon",
+        ),
+        (
+            "database: postgres://h/d\nhomeserver: {server_name: a, kind: generic, capture: triggers}",
+            "config.yaml:2: homeserver.capture must be none with kind generic",
+        ),
+    ],
+)
+def test_the_database_and_the_homeserver_must_be_named(
+    directory: Directory, text: str, fault: str
+) -> None:
+    directory.config(text)
+    assert directory.faults()[0].startswith(fault), directory.faults()
+
+
+def test_another_homeserver_has_nothing_captured(directory: Directory) -> None:
+    directory.config("{database: embedded, homeserver: {kind: generic, server_name: a}}")
+    assert directory.load().config.homeserver.capture == "none"
+
+
+def test_a_section_whose_lines_are_all_commented_out_has_its_defaults(directory: Directory) -> None:
+    directory.add("delivery:\n  # max_items: 5\nappservices:\n  my-bot:\nadmin:\n")
+    config = directory.load().config
+    assert config.delivery.max_items == 1000
+    assert config.appservices["my-bot"].transport == "auto"
+
+
+def test_the_password_file_is_laid_into_the_dsn_percent_encoded(directory: Directory) -> None:
+    directory.write("password", "SECRET p@ss/word:ü\n")
+    directory.add("database_password_file: password")
+    assert directory.load().config.dsn() == (
+        "postgresql://bridge:SECRET%20p%40ss%2Fword%3A%C3%BC@localhost/synapse"
+    )
+
+
+@pytest.mark.parametrize(
+    ("database", "dsn"),
+    [
+        (
+            "postgresql://bridge@a:1,b:2/synapse?target_session_attrs=primary",
+            "postgresql://bridge:pw@a:1,b:2/synapse?target_session_attrs=primary",
+        ),
+        ("postgresql://u@/synapse?host=/run/pg", "postgresql://u:pw@/synapse?host=/run/pg"),
+        ("postgresql:///synapse?host=/run/pg", "postgresql://:pw@/synapse?host=/run/pg"),
+    ],
+)
+def test_a_password_fits_into_every_form_of_dsn(
+    directory: Directory, database: str, dsn: str
+) -> None:
+    directory.write("password", "pw")
+    text = MINIMAL.replace("postgresql://bridge@localhost/synapse", database)
+    directory.config(text + "database_password_file: password")
+    assert directory.load().config.dsn() == dsn
+
+
+def test_a_password_is_given_once(directory: Directory) -> None:
+    directory.write("password", "pw")
+    text = MINIMAL.replace("bridge@", "bridge:SECRET@")
+    directory.config(text + "database_password_file: password")
+    (fault,) = directory.faults()
+    assert fault.endswith("database holds a password already; keep one of the two")
+    assert "SECRET" not in fault
+
+
+def test_a_password_in_the_dsn_is_never_shown(directory: Directory) -> None:
+    directory.config(MINIMAL.replace("bridge@", "bridge:SECRET@"))
+    assert "SECRET" not in repr(directory.load())
+    directory.config(MINIMAL.replace("bridge@localhost", "bridge:SECRET@\u2100"))
+    assert "SECRET" not in "".join(directory.faults())
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (None, "secret: no such file"),
+        (b"\n", "secret: is empty"),
+        (b"SECRET\nSECRET", "secret: holds more than one line"),
+        (b"SECRET\xff", "secret: is not UTF-8 text"),
+    ],
+)
+def test_a_secret_file_that_holds_no_secret_is_a_fault(
+    directory: Directory, content: bytes | None, fault: str
+) -> None:
+    if content is not None:
+        directory.write("secret", content)
+    token = "{name: a, role: viewer, token_file: secret}"
+    directory.add(f"database_password_file: secret\nadmin: {{tokens: [{token}]}}")
+    password, admin = directory.faults()
+    assert password.startswith(f"config.yaml:4: database_password_file {fault}")
+    assert admin.startswith(f"config.yaml:5: admin.tokens.0.token_file {fault}")
+    assert "SECRET" not in password + admin
+
+
+def test_a_secret_file_that_goes_away_later_is_named(directory: Directory) -> None:
+    password = directory.write("password", "pw")
+    directory.add("database_password_file: password")
+    config = directory.load().config
+    password.unlink()
+    with pytest.raises(ConfigError, match="password: no such file"):
+        config.dsn()
+
+
+def test_an_embedded_database_has_no_dsn_before_it_runs(directory: Directory) -> None:
+    directory.config("{database: embedded, homeserver: {kind: generic, server_name: a}}")
+    with pytest.raises(ValueError, match="embedded"):
+        directory.load().config.dsn()
+
+
+def test_two_operators_never_share_a_name_or_a_token(directory: Directory) -> None:
+    directory.write("one", "SECRET")
+    directory.write("two", "SECRET")
+    one, two = "{name: a, role: viewer, token_file: one}", "{name: b, role: admin, token_file: two}"
+    directory.add(f"admin: {{tokens: [{one}, {two}]}}")
+    assert directory.faults()[0].endswith("admin.tokens two token files hold the same token")
+    directory.add(f"admin: {{tokens: [{one}, {one}]}}")
+    assert directory.faults()[0].endswith("admin.tokens two tokens have the same name")
+
+
+def test_a_certificate_and_its_key_make_the_relay_speak_tls(directory: Directory) -> None:
+    directory.write("cert.pem", "x")
+    directory.write("key.pem", "x")
+    directory.add("listen: {tls_cert_file: cert.pem, tls_key_file: key.pem}")
+    listen = directory.load().config.listen
+    assert listen.relay_url == "https://127.0.0.1:9009"
+    assert listen.tls_key_file == directory.path / "key.pem"
+
+
+def test_relative_paths_start_at_the_config_file(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    loaded = directory.load()
+    assert loaded.config.data_dir == directory.path / "data"
+    assert Path(loaded.registrations[0].source).is_relative_to(directory.path)
+
+
+@pytest.mark.parametrize("name", ["on", "123", "null", "a b/ü", "~"])
+def test_an_id_is_the_text_as_written_and_may_be_anything(directory: Directory, name: str) -> None:
+    directory.register(id=name)
+    directory.add(f"appservices:\n  {name}: {{max_items: 7}}")
+    assert directory.load().config.appservices[name].max_items == 7

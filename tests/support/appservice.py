@@ -1,0 +1,112 @@
+"""A real appservice over HTTP that writes down every request and answers as it is told."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from aiohttp import web
+
+Answer: TypeAlias = Callable[["Request"], "tuple[int, dict[str, str], bytes]"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request as it came in; times are monotonic."""
+
+    method: str
+    path: str
+    token: str
+    body: bytes
+    began: float
+
+    @property
+    def txn_id(self) -> str:
+        return self.path.rsplit("/", 1)[1]
+
+    def items(self, name: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(self.body).get(name, [])
+        return found
+
+
+def ok(_request: Request) -> tuple[int, dict[str, str], bytes]:
+    return 200, {}, b"{}"
+
+
+@dataclass(kw_only=True)
+class Appservice:
+    """What the appservice saw, and how it answers: `answer` may be replaced at any time."""
+
+    url: str = ""
+    requests: list[Request] = field(default_factory=list)
+    taken: list[Request] = field(default_factory=list)
+    answer: Answer = ok
+    delay_seconds: float = 0.0
+    running: int = 0
+    most_running: int = 0
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def handle(self, request: web.Request) -> web.Response:
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            return await self._handle(request)
+        finally:
+            self.running -= 1
+
+    async def _handle(self, request: web.Request) -> web.Response:
+        seen = Request(
+            method=request.method,
+            path=request.rel_url.raw_path,
+            token=request.headers.get("Authorization", "").removeprefix("Bearer "),
+            body=await request.read(),
+            began=time.monotonic(),
+        )
+        self.requests.append(seen)
+        await asyncio.sleep(self.delay_seconds)
+        status, headers, body = self.answer(seen)
+        if 200 <= status < 300:
+            self.taken.append(seen)
+        async with self.changed:
+            self.changed.notify_all()
+        return web.Response(status=status, headers=headers, body=body)
+
+    def items(self, name: str) -> list[dict[str, Any]]:
+        """Every item of this field that was taken, a transaction id counting once."""
+        first = {request.txn_id: request for request in reversed(self.taken)}
+        ordered = sorted(first.values(), key=lambda request: request.began)
+        return [item for request in ordered for item in request.items(name)]
+
+    @property
+    def to_device(self) -> list[dict[str, Any]]:
+        return self.items("de.sorunome.msc2409.to_device")
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return self.items("events")
+
+    async def until(self, condition: Callable[[], bool], within: float = 15.0) -> None:
+        """Wait until something holds of what was seen."""
+        async with asyncio.timeout(within), self.changed:
+            await self.changed.wait_for(condition)
+
+
+@asynccontextmanager
+async def appservice(port: int = 0) -> AsyncIterator[Appservice]:
+    """Serve on loopback for as long as the context lasts."""
+    seen = Appservice()
+    app = web.Application(client_max_size=2**30)
+    app.router.add_route("*", "/{tail:.*}", seen.handle)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", port)
+    await site.start()
+    host, bound = runner.addresses[0][:2]
+    seen.url = f"http://{host}:{bound}"
+    try:
+        yield seen
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,113 @@
+"""A worker on a test's database: in this process, or as one of its own that can be killed."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+
+from appservice_bridge.cli.context import owners
+from appservice_bridge.cli.worker import Worker
+from appservice_bridge.config.loading import Loaded, load
+from appservice_bridge.dev.ports import LoopbackPort
+from appservice_bridge.storage.database import Database
+
+SERVER = "example.org"
+
+
+def registration(
+    appservice_id: str, url: str | None, *, users: Sequence[str] = (), exclusive: bool = True
+) -> dict[str, Any]:
+    """A registration as a file holds it; users are regexes."""
+    return {
+        "id": appservice_id,
+        "url": url,
+        "as_token": f"as_{appservice_id}",
+        "hs_token": f"hs_{appservice_id}",
+        "sender_localpart": f"{appservice_id}_bot",
+        "rate_limited": False,
+        "receive_ephemeral": True,
+        "org.matrix.msc3202": True,
+        "namespaces": {"users": [{"regex": one, "exclusive": exclusive} for one in users]},
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Files:
+    """A config file and what it says."""
+
+    config: Path
+    relay_url: str
+    admin_url: str
+
+    def load(self) -> Loaded:
+        return load(self.config)
+
+    def relay(self, appservice_id: str, path: str) -> str:
+        return f"{self.relay_url}/appservice/{appservice_id}{path}"
+
+
+def write_files(
+    directory: Path,
+    database: str,
+    registrations: Sequence[dict[str, Any]],
+    *,
+    server_name: str = SERVER,
+    homeserver_url: str = "http://127.0.0.1:9",
+    delivery: dict[str, Any] | None = None,
+) -> Files:
+    """Config and registrations as an operator would write them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for number, one in enumerate(registrations):
+        (directory / f"registration_{number}.yaml").write_text(json.dumps(one))
+    relay, admin = LoopbackPort(), LoopbackPort()
+    quick = {"backoff": {"first_seconds": 0.1, "ceiling_seconds": 0.4}}
+    document = {
+        "database": database,
+        "homeserver": {"server_name": server_name, "url": homeserver_url},
+        "listen": {"relay": relay.address, "admin": admin.address},
+        "registrations": ["registration_*.yaml"],
+        "delivery": quick | (delivery or {}),
+    }
+    relay.release()
+    admin.release()
+    config = directory / "bridge.yaml"
+    config.write_text(yaml.safe_dump(document))
+    return Files(config=config, relay_url=relay.url, admin_url=admin.url)
+
+
+@asynccontextmanager
+async def worker(files: Files) -> AsyncIterator[Worker]:
+    """A worker in this process, until the context ends; an error of it ends the test."""
+    of = files.load()
+    stop = asyncio.Event()
+    async with (
+        Database.open(of.config.dsn()) as database,
+        aiohttp.ClientSession() as session,
+        asyncio.TaskGroup() as group,
+    ):
+        one = Worker(of, owners(of), database, session)
+        group.create_task(one.run(stop))
+        await ready(files)
+        try:
+            yield one
+        finally:
+            stop.set()
+
+
+async def ready(files: Files, within: float = 20.0) -> None:
+    """Wait until a worker says that it can store and deliver."""
+    async with asyncio.timeout(within), aiohttp.ClientSession() as session:
+        while True:
+            try:
+                async with session.get(files.admin_url + "/ready") as response:
+                    if response.status == 200:
+                        return
+            except aiohttp.ClientError:
+                pass
+            await asyncio.sleep(0.05)
