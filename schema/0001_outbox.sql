@@ -46,6 +46,17 @@ create table taken (
     primary key (user_id, device_id, stream_id)
 );
 
+create index taken_by_stream on taken (stream_id);  -- forgotten in this order
+
+-- Up to where the inbox has been compared with the log. Nobody reads at or below settled again.
+create table inbox_floor (
+    only_row  boolean primary key default true check (only_row),
+    settled   bigint not null,
+    next      bigint,                -- all of it was written when noted, and captured by next_seq
+    next_seq  bigint,
+    noted_at  timestamptz
+);
+
 -- What a registration was when its users were last looked for among the foreign ones.
 create table appservice (
     appservice_id     text collate "C" primary key,

@@ -24,6 +24,7 @@ from appservice_bridge.http.wake_homeserver import HomeserverWaker
 from appservice_bridge.routing.announcing import announce
 from appservice_bridge.routing.forgetting import run_forgetting
 from appservice_bridge.routing.intake import Intake
+from appservice_bridge.sources.reconciler import run_reconciler
 from appservice_bridge.storage import outbox
 from appservice_bridge.storage.database import Database
 from appservice_bridge.storage.identity import current_epoch
@@ -98,6 +99,8 @@ class Worker:
                 group.create_task(run_purge(self._database, stop), name="purge")
                 group.create_task(run_forgetting(self._database, stop), name="forgetting")
                 group.create_task(self._waker.run(stop), name="waker")
+                if self._of.config.homeserver.capture == "triggers":
+                    group.create_task(run_reconciler(self._database, stop), name="reconciler")
                 await stop.wait()
                 self._intake.wake.set()  # so that it sees the stop now
         finally:

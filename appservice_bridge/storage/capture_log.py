@@ -32,5 +32,10 @@ async def append_transaction(
     done = await conn.execute(APPEND_TRANSACTION, appservice_id, digest.digest(), body)
     fresh = done == "INSERT 0 1"
     if fresh:
-        await conn.execute(NOTIFY)
+        await notify(conn)
     return fresh
+
+
+async def notify(conn: Connection) -> None:
+    """Wake whoever runs intake when this DB transaction commits; a courtesy, it looks anyway."""
+    await conn.execute(NOTIFY)

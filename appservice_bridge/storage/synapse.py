@@ -8,6 +8,7 @@ from typing import Final
 import asyncpg
 
 from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.storage import inbox
 from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.migrations import schema_directory
 
@@ -24,6 +25,7 @@ select needed.*,
   from (values ('database', current_database()::text, 'CREATE'),
                ('schema', 'public', 'USAGE'),
                ('table', 'public.users', 'SELECT'),
+               ('table', 'public.stream_positions', 'SELECT'),
                ('table', 'public.device_inbox', 'TRIGGER'),
                ('table', 'public.device_inbox', 'SELECT')) as needed(kind, name, privilege)
 """
@@ -187,7 +189,9 @@ async def install(conn: Connection) -> bool:
         return False
 
     async def create() -> None:
+        # creating it waited for every writer: what is in the table now is the past
         await conn.execute(CREATE_TRIGGER)
+        await conn.execute(inbox.SET_FLOOR)
 
     await _in_a_quiet_moment(conn, create)
     return True
@@ -213,6 +217,7 @@ async def uninstall(conn: Connection, *, discard_backlog: bool, everything: bool
         waiting = await conn.fetchval(WAITING)
         if waiting and not discard_backlog:
             raise FactsWaitError(waiting)
+        await conn.execute(inbox.FORGET_FLOOR)
         if everything:
             await conn.execute(DROP_SCHEMA)
 

@@ -66,6 +66,8 @@ class Appservice:
             began=time.monotonic(),
         )
         self.requests.append(seen)
+        async with self.changed:
+            self.changed.notify_all()
         await asyncio.sleep(self.delay_seconds)
         status, headers, body = self.answer(seen)
         if 200 <= status < 300:

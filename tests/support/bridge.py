@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,48 @@ async def worker(files: Files) -> AsyncIterator[Worker]:
             yield one
         finally:
             stop.set()
+
+
+@dataclass(kw_only=True)
+class WorkerProcess:
+    """A worker as operators run it; `kill` is SIGKILL."""
+
+    files: Files
+    log: Path
+    process: asyncio.subprocess.Process | None = None
+
+    async def start(self, *, wait: bool = True) -> None:
+        with self.log.open("ab") as output:
+            self.process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "appservice_bridge", "run"),
+                *("--config", str(self.files.config)),
+                stdout=output,
+                stderr=output,
+            )
+        if wait:
+            await ready(self.files)
+
+    async def kill(self) -> None:
+        assert self.process is not None
+        with suppress(ProcessLookupError):
+            self.process.kill()
+        await self.process.wait()
+
+    async def terminate(self) -> int:
+        assert self.process is not None
+        self.process.terminate()
+        return await asyncio.wait_for(self.process.wait(), 30)
+
+
+@asynccontextmanager
+async def worker_process(files: Files) -> AsyncIterator[WorkerProcess]:
+    """A worker in a process of its own; killed when the context ends, if it still runs."""
+    one = WorkerProcess(files=files, log=files.config.with_suffix(".log"))
+    await one.start()
+    try:
+        yield one
+    finally:
+        await one.kill()
 
 
 async def ready(files: Files, within: float = 20.0) -> None:

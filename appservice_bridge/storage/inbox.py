@@ -1,0 +1,97 @@
+"""Synapse's inbox compared with the log: what a trigger had to leave out is appended."""
+
+from typing import Final
+
+from appservice_bridge.storage.database import Connection
+
+SET_FLOOR: Final = """
+-- inbox.set_floor: the first attach starts at the present
+insert into appservice_bridge.inbox_floor (settled)
+select coalesce(max(stream_id), 0) from public.device_inbox
+on conflict do nothing
+"""
+
+FORGET_FLOOR: Final = """
+-- inbox.forget_floor: who attaches again starts at the present again
+delete from appservice_bridge.inbox_floor
+"""
+
+HOLD_FLOOR: Final = """
+-- inbox.hold_floor
+select settled from inbox_floor for update skip locked
+"""
+
+APPEND_MISSED: Final = """
+-- inbox.append_missed: a captured row's own capture is seen by the same snapshot, or was taken
+insert into capture_log (kind, user_id, device_id, stream_id, body)
+select 'to_device', i.user_id, i.device_id, i.stream_id, convert_to(i.message_json, 'UTF8')
+  from public.device_inbox i
+ where i.stream_id > $1
+   and not exists (select from foreign_user f where f.user_id = i.user_id)
+   and not exists (select from taken t
+                    where t.user_id = i.user_id and t.device_id = i.device_id
+                      and t.stream_id = i.stream_id)
+   and not exists (select from capture_log c
+                    where c.kind = 'to_device' and c.user_id = i.user_id
+                      and c.device_id = i.device_id and c.stream_id = i.stream_id)
+ order by i.stream_id
+ limit $2
+"""
+
+BOUND: Final = """
+-- inbox.bound: every row up to it is committed or never will be
+select min(stream_id) from public.stream_positions where stream_name = 'to_device'
+"""
+
+RAISE_FLOOR: Final = """
+-- inbox.raise_floor: only when everything that was captured up to the note is routed
+update inbox_floor f set settled = f.next, next = null
+  from intake_gate g
+ where f.next is not null and f.noted_at < clock_timestamp() - make_interval(secs => $1)
+   and g.head >= f.next_seq
+   and not exists (select from intake_gap p where p.first_seq <= f.next_seq)
+   and not exists (select from capture_log c where c.seq <= f.next_seq)
+"""
+
+NOTE_FLOOR: Final = """
+-- inbox.note_floor
+update inbox_floor set next = $1, next_seq = (select last_value from capture_seq),
+                       noted_at = clock_timestamp()
+ where next is null and settled < $1
+"""
+
+FORGET_TAKEN: Final = """
+-- inbox.forget_taken
+delete from taken t using (
+    select user_id, device_id, stream_id from taken
+     where stream_id <= (select settled from inbox_floor) order by stream_id limit $1) old
+ where t.user_id = old.user_id and t.device_id = old.device_id and t.stream_id = old.stream_id
+"""
+
+
+async def append_missed(conn: Connection, *, limit: int) -> int | None:
+    """Append inbox rows that were neither captured nor routed; None if another worker does."""
+    settled = await conn.fetchval(HOLD_FLOOR)
+    if settled is None:
+        return None
+    done = await conn.execute(APPEND_MISSED, settled, limit)
+    return int(done.split()[2])
+
+
+async def move_floor(conn: Connection, *, rest_seconds: float) -> None:
+    """Raise the floor to what was noted so many seconds ago, and note where it may go next.
+
+    The bound is read before anything else, as its own statement: what it covers was then written.
+    """
+    if await conn.fetchval(HOLD_FLOOR) is None:
+        return
+    bound = await conn.fetchval(BOUND)
+    await conn.execute(RAISE_FLOOR, rest_seconds)
+    if bound is not None:
+        await conn.execute(NOTE_FLOOR, bound)
+
+
+async def forget_taken(conn: Connection, *, batch: int) -> int:
+    """Forget rows of the inbox below the floor that were routed; returns how many."""
+    done = await conn.execute(FORGET_TAKEN, batch)
+    return int(done.split()[1])

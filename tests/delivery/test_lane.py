@@ -1,0 +1,292 @@
+"""One lane and one appservice: the same transaction until it is taken, and then the next."""
+
+import json
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from tests.support.appservice import Request, appservice, ok
+from tests.support.bridge import registration, worker, write_files
+from tests.support.facts import Connection, capture, relay
+
+BOT = "@b_1:example.org"
+
+
+def numbers(items: list[dict[str, object]]) -> list[object]:
+    return [item["content"]["n"] for item in items]  # type: ignore[index]
+
+
+async def test_a_key_and_the_message_it_opens_come_in_one_transaction_or_in_order(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
+        await capture(pg, BOT, 1)
+        await relay(pg, "bot", "$1")
+        async with worker(files):
+            await bot.until(lambda: len(bot.events) == 1)
+    first = bot.requests[0]
+    assert first.method == "PUT"
+    assert first.path.startswith("/_matrix/app/v1/transactions/ab")
+    assert first.token == "hs_bot"
+    assert json.loads(first.body) == {
+        "events": [{"event_id": "$1", "type": "m"}],
+        "de.sorunome.msc2409.to_device": [
+            {
+                "to_user_id": BOT,
+                "to_device_id": "DEV",
+                "type": "m.test",
+                "sender": "@alice:example.org",
+                "content": {"n": 1},
+            }
+        ],
+    }
+
+
+async def test_case_13_a_refused_transaction_comes_again_with_the_same_id_and_bytes(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        bot.answer = lambda _: (500 if len(bot.requests) < 3 else 200, {}, b"{}")
+        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
+        async with worker(files):
+            await capture(pg, BOT, 1)
+            await bot.until(lambda: len(bot.requests) >= 1)
+            await capture(pg, BOT, 2)
+            await bot.until(lambda: len(bot.to_device) == 2)
+    assert len({(request.path, request.body) for request in bot.requests[:3]}) == 1
+    assert numbers(bot.to_device) == [1, 2]
+
+
+async def test_case_15_the_next_is_not_sent_while_a_slow_appservice_still_works(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        bot.delay_seconds = 0.5
+        files = write_files(
+            tmp_path,
+            database,
+            [registration("bot", bot.url, users=["@b_.*"])],
+            delivery={"timeout_seconds": 0.2, "max_items": 1},
+        )
+        async with worker(files):
+            for n in range(1, 4):
+                await capture(pg, BOT, n)
+            await bot.until(lambda: len(bot.requests) >= 3)
+            assert len({request.txn_id for request in bot.requests}) == 1
+            bot.delay_seconds = 0
+            await bot.until(lambda: len(bot.to_device) == 3)
+    assert numbers(bot.to_device) == [1, 2, 3]
+
+
+async def test_case_16_an_appservice_that_was_down_for_long_gets_everything_in_order(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        down = registration("bot", bot.url, users=["@b_.*"])
+    files = write_files(tmp_path, database, [down], delivery={"max_items": 300})
+    async with worker(files):
+        for n in range(1, 1001):
+            await capture(pg, BOT, n)
+        state = "select failed_attempts > 2 from appservice_bridge.lane"
+        while not await pg.fetchval(state):
+            pass
+        # the day it was down: the rest it is in began a day ago and is at the ceiling
+        await pg.execute("update appservice_bridge.lane set failing_since = now() - interval '1 d'")
+        async with appservice(int(down["url"].rpartition(":")[2])) as back:
+            await back.until(lambda: len(back.to_device) == 1000)
+    assert numbers(back.to_device) == list(range(1, 1001))
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+async def test_case_19_a_redirect_is_a_failure_and_is_never_followed(
+    pg: Connection, database: str, tmp_path: Path, status: int
+) -> None:
+    async with appservice() as elsewhere, appservice() as bot:
+        to = {"Location": f"{elsewhere.url}/_matrix/app/v1/transactions/1"}
+        bot.answer = lambda _: (status, to, b"")
+        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
+        async with worker(files):
+            await capture(pg, BOT, 1)
+            await bot.until(lambda: len(bot.requests) == 2)
+            bot.answer = ok
+            await bot.until(lambda: len(bot.to_device) == 1)
+    assert elsewhere.requests == []
+
+
+@pytest.mark.parametrize("body", [b"", b"not json", b"[]", b"\xff\xfe"])
+@pytest.mark.parametrize("status", [200, 204])
+async def test_case_20_any_2xx_is_an_ack_whatever_its_body(
+    pg: Connection, database: str, tmp_path: Path, status: int, body: bytes
+) -> None:
+    async with appservice() as bot:
+        bot.answer = lambda _: (status, {}, body if status != 204 else b"")
+        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
+        async with worker(files):
+            await capture(pg, BOT, 1)
+            await capture(pg, BOT, 2)
+            await bot.until(lambda: len(bot.to_device) == 2)
+            while await pg.fetchval("select acked_to from appservice_bridge.lane") < 2:
+                pass
+    assert len({request.txn_id for request in bot.requests}) == len(bot.requests)
+
+
+async def test_an_answer_that_asks_for_a_rest_gets_it_up_to_the_ceiling(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        bot.answer = lambda _: (429, {"Retry-After": "86400"}, b"")
+        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
+        async with worker(files):
+            await capture(pg, BOT, 1)
+            await bot.until(lambda: len(bot.requests) == 2)
+    assert 0.3 < bot.requests[1].began - bot.requests[0].began < 3  # the ceiling here is 0.4 s
+
+
+async def test_the_legacy_path_is_taken_only_where_v1_is_unrecognized(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    def old(request: Request) -> tuple[int, dict[str, str], bytes]:
+        if request.path.startswith("/_matrix"):
+            return 404, {}, b'{"errcode":"M_UNRECOGNIZED"}'
+        return ok(request)
+
+    async with appservice() as bot:
+        bot.answer = old
+        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
+        async with worker(files):
+            await capture(pg, BOT, 1)
+            await bot.until(lambda: len(bot.to_device) == 1)
+    v1, legacy = bot.requests
+    assert legacy.path == v1.path.removeprefix("/_matrix/app/v1")
+    assert (legacy.txn_id, legacy.body) == (v1.txn_id, v1.body)
+
+
+async def test_transactions_stay_below_the_caps_and_keep_the_order(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        files = write_files(
+            tmp_path,
+            database,
+            [registration("bot", bot.url, users=["@b_.*"])],
+            delivery={"max_items": 50, "max_body_bytes": 4000},
+        )
+        for n in range(1, 201):
+            await capture(pg, BOT, n)
+        async with worker(files):
+            await bot.until(lambda: len(bot.to_device) == 200)
+    assert numbers(bot.to_device) == list(range(1, 201))
+    assert all(len(request.body) <= 4000 for request in bot.requests)
+    assert all(len(r.items("de.sorunome.msc2409.to_device")) <= 50 for r in bot.requests)
+
+
+async def test_a_transaction_that_does_not_match_its_seal_is_never_sent(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        bot.answer = lambda _: (500, {}, b"")
+        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
+        async with worker(files):
+            await capture(pg, BOT, 1)
+            await bot.until(lambda: len(bot.requests) >= 1)
+        sealed = len(bot.requests)
+        await pg.execute("update appservice_bridge.outbox set payload = '{}'")
+        bot.answer = ok
+        async with worker(files):
+            while not await pg.fetchval(
+                "select last_outcome = 'altered' from appservice_bridge.lane"
+            ):
+                pass
+            await capture(pg, BOT, 2)
+    assert len(bot.requests) == sealed
+
+
+async def test_delivered_payloads_leave_the_database(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
+        async with worker(files):
+            for n in range(1, 4):
+                await capture(pg, BOT, n)
+            await bot.until(lambda: len(bot.to_device) == 3)
+            while await pg.fetchval("select count(*) from appservice_bridge.outbox"):
+                pass
+    assert await pg.fetchval("select count(*) from appservice_bridge.sealed") == 0
+
+
+async def test_a_url_of_null_means_no_request_and_no_growing_outbox(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        files = write_files(
+            tmp_path,
+            database,
+            [
+                registration("bot", bot.url, users=["@b_.*"]),
+                registration("puppets", None, users=["@.*"], exclusive=False),
+            ],
+        )
+        async with worker(files):
+            await capture(pg, "@alice:example.org", 1)
+            await capture(pg, BOT, 2)
+            await bot.until(lambda: len(bot.to_device) == 1)
+    outboxes = await pg.fetch("select appservice_id from appservice_bridge.outbox_head")
+    assert [row["appservice_id"] for row in outboxes] == ["bot"]
+
+
+async def test_a_database_that_was_restored_gives_out_no_id_again(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
+        async with worker(files):
+            await capture(pg, BOT, 1)
+            await bot.until(lambda: len(bot.to_device) == 1)
+        # what a restore onto another timeline looks like, numbers rewound
+        await pg.execute("update appservice_bridge.database_identity set timeline = timeline - 1")
+        await pg.execute("update appservice_bridge.lane set next_number = 1")
+        async with worker(files):
+            await capture(pg, BOT, 2)
+            await bot.until(lambda: len(bot.to_device) == 2)
+    assert len({request.txn_id for request in bot.requests}) == 2
+
+
+async def test_a_worker_whose_lease_was_taken_cannot_write(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
+        async with worker(files):
+            await capture(pg, BOT, 1)
+            await bot.until(lambda: len(bot.to_device) == 1)
+            bot.delay_seconds = 0.5
+            await capture(pg, BOT, 2)
+            await bot.until(lambda: len(bot.requests) == 2)
+            await pg.execute(
+                "update appservice_bridge.lane set lease_token = lease_token + 1, worker_id = $1",
+                "00000000-0000-0000-0000-000000000001",
+            )
+            await pg.execute(
+                "insert into appservice_bridge.worker (worker_id, name, alive_until)"
+                " values ('00000000-0000-0000-0000-000000000001', 'other', now() + '1 min')"
+            )
+            await bot.until(lambda: len(bot.taken) == 2)
+            await capture(pg, BOT, 3)
+            with pytest.raises(TimeoutError):
+                await bot.until(lambda: len(bot.requests) > 2, within=1.5)
+    assert await pg.fetchval("select acked_to from appservice_bridge.lane") == 1
+
+
+async def test_an_idle_worker_hands_its_lanes_back_when_it_stops(
+    pg: "asyncpg.Connection[asyncpg.Record]", database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
+        async with worker(files):
+            await capture(pg, BOT, 1)
+            await bot.until(lambda: len(bot.to_device) == 1)
+    assert await pg.fetchval("select worker_id from appservice_bridge.lane") is None
+    assert await pg.fetchval("select count(*) from appservice_bridge.worker") == 0

@@ -1,0 +1,151 @@
+"""What intake makes of the log: routed once, repeats told, the unfit buried, nothing lost."""
+
+import asyncio
+
+import asyncpg
+import pytest
+
+from appservice_bridge.domain.transaction import Kind
+from appservice_bridge.routing.intake import Intake
+from appservice_bridge.storage import intake as store
+from appservice_bridge.storage.database import Database, DatabaseUnavailableError, RefusedRowError
+from tests.support.facts import Connection, capture, message, outbox, relay
+from tests.support.intake import nobody, registered
+
+LEDGER = "select kind, outcome, items from appservice_bridge.ledger where appservice_id = $1"
+
+
+async def ledger(pg: Connection, appservice_id: str = "bot") -> dict[tuple[str, str], int]:
+    rows = await pg.fetch(LEDGER, appservice_id)
+    return {(row["kind"], row["outcome"]): row["items"] for row in rows}
+
+
+async def test_the_same_row_of_the_inbox_is_routed_once_whoever_read_it(
+    pg: Connection, intake: Intake
+) -> None:
+    await capture(pg, "@b_1:example.org", 7)
+    await capture(pg, "@b_1:example.org", 7)
+    await intake.consume_once()
+    await capture(pg, "@b_1:example.org", 7)
+    await intake.consume_once()
+    assert await outbox(pg) == [7]
+    assert await ledger(pg) == {(Kind.TO_DEVICE, "routed"): 1, (Kind.TO_DEVICE, "repeated"): 2}
+
+
+async def test_the_same_room_event_is_routed_once_under_whatever_transaction_id(
+    pg: Connection, intake: Intake
+) -> None:
+    await relay(pg, "bot", "$1", "$2")
+    await relay(pg, "bot", "$2", "$3")
+    await intake.consume_once()
+    await relay(pg, "bot", "$3", "$1", "$4")
+    await intake.consume_once()
+    assert await outbox(pg) == ["$1", "$2", "$3", "$4"]
+
+
+async def test_a_user_nobody_owns_is_put_down_as_foreign(pg: Connection, intake: Intake) -> None:
+    await capture(pg, "@carol:example.org", 1)
+    await intake.consume_once()
+    rows = await pg.fetch("select user_id from appservice_bridge.foreign_user")
+    assert [row["user_id"] for row in rows] == ["@carol:example.org"]
+    assert await pg.fetchval("select count(*) from appservice_bridge.capture_log") == 0
+
+
+async def test_a_message_that_would_choke_a_client_is_buried_and_its_neighbours_go_on(
+    pg: Connection, intake: Intake
+) -> None:
+    unfit = [b"[]", b"{", b'{"content":[],"type":"t","sender":"s"}', b'{"content":{},"type":1}']
+    await capture(pg, "@b_1:example.org", 1)
+    for stream_id, body in enumerate(unfit, start=2):
+        await capture(pg, "@b_1:example.org", stream_id, body)
+    await capture(pg, "@b_1:example.org", 9)
+    await intake.consume_once()
+    assert await outbox(pg) == [1, 9]
+    letters = await pg.fetch("select payload from appservice_bridge.dead_letter order by stream_id")
+    assert [row["payload"] for row in letters] == unfit
+    assert (await ledger(pg))[Kind.TO_DEVICE, "buried"] == len(unfit)
+
+
+async def test_what_postgres_refuses_is_halved_down_to_and_costs_one_row(
+    pg: Connection, intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = store.append
+
+    async def refuse_five(conn: Connection, items: list[store.Routed]) -> None:
+        if any(item.stream_id == 5 for item in items):
+            raise RefusedRowError("sqlstate 22000")
+        await append(conn, items)
+
+    monkeypatch.setattr(store, "append", refuse_five)
+    for n in range(1, 11):
+        await capture(pg, "@b_1:example.org", n)
+    while not (await intake.consume_once()).done:
+        pass
+    assert await outbox(pg) == [1, 2, 3, 4, 6, 7, 8, 9, 10]
+    letter = await pg.fetchrow("select stream_id, reason from appservice_bridge.dead_letter")
+    assert letter is not None
+    assert tuple(letter) == (5, "sqlstate 22000")
+
+
+@pytest.mark.parametrize("step", ["take", "append", "count", "consume"])
+async def test_a_connection_cut_anywhere_in_a_pass_loses_and_doubles_nothing(
+    pg: Connection, intake: Intake, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    done = getattr(store, step)
+
+    async def cut_before(conn: Connection, *rest: object) -> object:
+        pid = await conn.fetchval("select pg_backend_pid()")
+        await pg.execute("select pg_terminate_backend($1)", pid)
+        return await done(conn, *rest)
+
+    for n in range(1, 6):
+        await capture(pg, "@b_1:example.org", n)
+    with monkeypatch.context() as patched:
+        patched.setattr(store, step, cut_before)
+        with pytest.raises(DatabaseUnavailableError):
+            await intake.consume_once()
+    assert await outbox(pg) == []
+    await intake.consume_once()
+    assert await outbox(pg) == [1, 2, 3, 4, 5]
+
+
+async def test_both_appservices_of_a_shared_user_get_the_message(
+    pg: Connection, db: Database
+) -> None:
+    from appservice_bridge.routing.announcing import announce
+
+    owners = registered(("one", "@s_.*"), ("two", "@s_.*"), ("three", "@t_.*"))
+    await announce(db, owners, epoch="test")
+    await capture(pg, "@s_1:example.org", 1)
+    await Intake(db, owners, nobody).consume_once()
+    assert [await outbox(pg, id_) for id_ in ("one", "two", "three")] == [[1], [1], []]
+
+
+async def test_positions_are_dense_though_many_writers_append_at_once(
+    pg: Connection, database: str, intake: Intake
+) -> None:
+    async def write(first: int) -> None:
+        conn = await asyncpg.connect(database)
+        for n in range(first, first + 50):
+            await capture(conn, "@b_1:example.org", n)
+        await conn.close()
+
+    async with asyncio.TaskGroup() as group:
+        for writer in range(6):
+            group.create_task(write(1 + 100 * writer))
+        for _ in range(20):
+            await intake.consume_once()
+            await asyncio.sleep(0.01)
+    while not (await intake.consume_once(sweep=True)).done:
+        pass
+    found = await outbox(pg)
+    assert len(found) == 300
+    for writer in range(6):
+        own = [n for n in found if n // 100 == writer]
+        assert own == sorted(own)
+    positions = "select array_agg(position order by position) from appservice_bridge.outbox"
+    assert await pg.fetchval(positions) == list(range(1, 301))
+
+
+def test_stored_messages_look_like_synapses() -> None:
+    assert message(n=1).startswith('{"content": {')

@@ -1,0 +1,131 @@
+"""Promise P2 and P5: what was answered before the next was sent keeps its place."""
+
+import asyncio
+
+import asyncpg
+import pytest
+
+from appservice_bridge.routing.intake import Intake
+from appservice_bridge.storage import intake as store
+from appservice_bridge.storage.database import Database
+from tests.support.facts import Connection, capture, outbox, relay
+from tests.support.intake import nobody, registered
+
+KEY, MESSAGE = 1, "$opened_by_it"
+
+
+async def routed_while_the_key_is_locked(pg: Connection, database: str, intake: Intake) -> None:
+    """Rule 1's race: another worker has the key's row locked while the relay takes the message."""
+    await capture(pg, "@b_1:example.org", KEY)
+    other = await asyncpg.connect(database)
+    try:
+        locked = other.transaction()
+        await locked.start()
+        await other.execute("select from appservice_bridge.capture_log for update")
+        await relay(pg, "bot", MESSAGE)
+        consuming = asyncio.create_task(intake.consume_once())
+        await asyncio.sleep(0.3)
+        await locked.rollback()
+        await consuming
+        await intake.consume_once()
+    finally:
+        await other.close()
+
+
+async def test_a_room_key_locked_by_another_worker_is_not_overtaken_by_its_message(
+    pg: Connection, database: str, intake: Intake
+) -> None:
+    await routed_while_the_key_is_locked(pg, database, intake)
+    assert await outbox(pg) == [KEY, MESSAGE]
+
+
+async def test_an_intake_that_skipped_locked_rows_would_let_the_message_overtake_its_key(
+    pg: Connection, database: str, intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test above can fail: this is rule 1 broken on purpose."""
+    whole = "select * from capture_log where seq > $1 order by seq limit $4"
+    skipping = store.READ_LOG.replace(
+        whole, f"select * from ({whole} for update skip locked) unlocked", 1
+    )
+    assert skipping != store.READ_LOG
+    monkeypatch.setattr(store, "READ_LOG", skipping)
+    await routed_while_the_key_is_locked(pg, database, intake)
+    assert await outbox(pg) == [MESSAGE, KEY]
+
+
+async def test_a_row_that_commits_late_is_found_below_the_head(
+    pg: Connection, database: str, intake: Intake
+) -> None:
+    late = await asyncpg.connect(database)
+    try:
+        open_transaction = late.transaction()
+        await open_transaction.start()
+        await capture(late, "@b_1:example.org", 1)
+        await capture(pg, "@b_1:example.org", 2)
+        await intake.consume_once()
+        assert await outbox(pg) == [2]
+        await open_transaction.commit()
+        await capture(pg, "@b_1:example.org", 3)  # sent after the late one was answered
+        await intake.consume_once()
+    finally:
+        await late.close()
+    assert await outbox(pg) == [2, 1, 3]
+
+
+async def test_what_a_late_commit_brings_is_found_even_if_it_is_more_than_a_pass_takes(
+    pg: Connection, database: str, intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appservice_bridge.routing.intake.MAX_ROWS", 3)
+    intake._max_rows = 3
+    late = await asyncpg.connect(database)
+    try:
+        open_transaction = late.transaction()
+        await open_transaction.start()
+        for n in range(1, 11):
+            await capture(late, "@b_1:example.org", n)
+        await capture(pg, "@b_1:example.org", 11)
+        await intake.consume_once()
+        await open_transaction.commit()
+    finally:
+        await late.close()
+    while not (await intake.consume_once()).done:
+        pass
+    assert await outbox(pg) == [11, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+
+
+async def test_a_gap_is_forgotten_once_its_writer_has_given_up(
+    pg: Connection, intake: Intake
+) -> None:
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            async with pg.transaction():
+                await capture(pg, "@b_1:example.org", 1)
+                raise ZeroDivisionError
+    await capture(pg, "@b_1:example.org", 2)
+    await intake.consume_once()
+    gaps = "select first_seq, last_seq from appservice_bridge.intake_gap"
+    assert [tuple(row) for row in await pg.fetch(gaps)] == [(1, 3)]
+    await intake.consume_once()
+    assert await pg.fetch(gaps) == []
+    assert await outbox(pg) == [2]
+
+
+async def test_only_one_intake_consumes_at_a_time(
+    pg: Connection, db: Database, intake: Intake
+) -> None:
+    await capture(pg, "@b_1:example.org", 1)
+    async with db.transaction() as conn:
+        await conn.execute("select from intake_gate for update")
+        assert (await intake.consume_once()).appended == frozenset()
+    assert (await intake.consume_once()).appended == {"bot"}
+
+
+async def test_an_intake_with_other_registrations_does_not_route(
+    pg: Connection, db: Database, intake: Intake
+) -> None:
+    await capture(pg, "@b_1:example.org", 1)
+    stale = Intake(db, registered(("other", "@o_.*")), nobody)
+    await stale.consume_once()
+    assert await pg.fetchval("select count(*) from appservice_bridge.foreign_user") == 0
+    await intake.consume_once()
+    assert await outbox(pg) == [1]

@@ -1,0 +1,76 @@
+"""Facts put where the homeserver would put them: into Synapse's own tables, or the log."""
+
+import json
+from importlib.resources import files
+from typing import Any, TypeAlias
+
+import asyncpg
+
+from appservice_bridge.storage import synapse
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+SCHEMA = "storage/schema/main/full_schemas/72/full.sql.postgres"
+
+
+async def make_synapse_tables(pg: Connection) -> None:
+    """The tables of the Synapse release that is installed here, from its own schema file."""
+    await pg.execute("set search_path = public")
+    await pg.execute((files("synapse") / SCHEMA).read_text())
+    await pg.execute("reset search_path")
+    await pg.execute("insert into stream_positions values ('to_device', 'master', 0)")
+
+
+async def attach(pg: Connection) -> None:
+    """Synapse's tables with the capture on them."""
+    await make_synapse_tables(pg)
+    await pg.execute("set search_path = appservice_bridge, public")
+    await synapse.install(pg)
+
+
+def message(**content: Any) -> str:
+    """What Synapse stores of a to-device message."""
+    return json.dumps({"content": content, "type": "m.test", "sender": "@alice:example.org"})
+
+
+async def send(pg: Connection, user: str, stream_id: int, **content: Any) -> None:
+    """Insert into device_inbox as Synapse does."""
+    await pg.execute(
+        "insert into public.device_inbox (user_id, device_id, stream_id, message_json)"
+        " values ($1, 'DEV', $2, $3)",
+        user,
+        stream_id,
+        message(**content),
+    )
+
+
+async def capture(pg: Connection, user: str, stream_id: int, body: bytes | None = None) -> None:
+    """A row of the log, as the trigger would have written it."""
+    await pg.execute(
+        "insert into appservice_bridge.capture_log (kind, user_id, device_id, stream_id, body)"
+        " values ('to_device', $1, 'DEV', $2, $3)",
+        user,
+        stream_id,
+        body or message(n=stream_id).encode(),
+    )
+
+
+async def relay(pg: Connection, appservice_id: str, *event_ids: str) -> None:
+    """A row of the log, as the relay would have written it."""
+    body = json.dumps({"events": [{"event_id": one, "type": "m"} for one in event_ids]})
+    await pg.execute(
+        "insert into appservice_bridge.capture_log (kind, appservice_id, body)"
+        " values ('transaction', $1, $2)",
+        appservice_id,
+        body.encode(),
+    )
+
+
+async def outbox(pg: Connection, appservice_id: str = "bot") -> list[Any]:
+    """What waits, in order: a to-device message's `n`, an event's id."""
+    rows = await pg.fetch(
+        "select payload from appservice_bridge.outbox where appservice_id = $1 order by position",
+        appservice_id,
+    )
+    items = [json.loads(row["payload"]) for row in rows]
+    return [item.get("event_id") or item["content"].get("n") for item in items]

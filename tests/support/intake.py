@@ -1,0 +1,47 @@
+"""Intake on a test's database, for one appservice `bot` that owns @b_*."""
+
+from collections.abc import AsyncIterator, Iterable
+
+import pytest
+
+from appservice_bridge.domain.owners import Owners
+from appservice_bridge.domain.registration import Namespace, Registration
+from appservice_bridge.routing.announcing import announce
+from appservice_bridge.routing.intake import Intake
+from appservice_bridge.storage.database import Database
+
+
+def registered(*appservices: tuple[str, str]) -> Owners:
+    """Appservices by id, each with one namespace."""
+    return Owners(
+        [
+            Registration(
+                id=id_,
+                url="http://127.0.0.1:9",
+                as_token=f"as_{id_}",
+                hs_token=f"hs_{id_}",
+                sender_localpart=f"{id_}_bot",
+                users=(Namespace(regex=regex, exclusive=True),),
+                source="test",
+            )
+            for id_, regex in appservices
+        ],
+        server_name="example.org",
+    )
+
+
+async def nobody(_appservice_ids: Iterable[str]) -> None:
+    """No lane is woken."""
+
+
+@pytest.fixture
+async def db(database: str) -> AsyncIterator[Database]:
+    async with Database.open(database) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def intake(db: Database) -> Intake:
+    owners = registered(("bot", "@b_.*"))
+    await announce(db, owners, epoch="test")
+    return Intake(db, owners, nobody)
