@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from collections.abc import Iterator
 from typing import Annotated
 
 import aiohttp
@@ -45,9 +46,17 @@ def run(
     try:
         uvloop.run(_run(of, migrate=migrate))
     except* BridgeError as group:
-        for error in group.exceptions:
+        for error in _single(group):
             typer.echo(f"appservice-bridge: {error}", err=True)
         raise typer.Exit(1) from None
+
+
+def _single(group: BaseExceptionGroup[BridgeError]) -> Iterator[BridgeError]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _single(error)
+        else:
+            yield error
 
 
 async def _run(of: Loaded, *, migrate: bool) -> None:

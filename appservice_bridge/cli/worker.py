@@ -21,12 +21,12 @@ from appservice_bridge.http.admin import Admin
 from appservice_bridge.http.pass_through import PassThrough
 from appservice_bridge.http.relay import Relay
 from appservice_bridge.http.wake_homeserver import HomeserverWaker
-from appservice_bridge.routing.announcing import announce
+from appservice_bridge.routing.announcing import announce, go_live
 from appservice_bridge.routing.forgetting import run_forgetting
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.sources.reconciler import run_reconciler
 from appservice_bridge.storage import outbox
-from appservice_bridge.storage.database import Database
+from appservice_bridge.storage.database import Database, DatabaseUnavailableError
 from appservice_bridge.storage.identity import current_epoch
 from appservice_bridge.storage.notifications import CAPTURE, OUTBOX, listen
 
@@ -82,7 +82,7 @@ class Worker:
         """
         async with self._database.transaction() as conn:
             epoch = await current_epoch(conn)
-        await announce(self._database, self._owners, epoch=epoch)
+        waiting = await announce(self._database, self._owners, epoch=epoch)
         listen_on = self._of.config.listen
         admin = Admin(self._database, self._lanes.leases_hold)
         sites = [
@@ -93,6 +93,7 @@ class Worker:
         log.info("worker.started", relay=str(listen_on.relay), admin=str(listen_on.admin))
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(self._go_live(waiting), name="go-live")
                 group.create_task(listen(self._database.dsn, wakes, stop), name="listen")
                 group.create_task(self._intake.run(stop), name="intake")
                 group.create_task(self._lanes.run(stop), name="lanes")
@@ -107,6 +108,14 @@ class Worker:
             for site in sites:
                 await site.cleanup()
         log.info("worker.stopped")
+
+    async def _go_live(self, appservice_ids: list[str]) -> None:
+        while True:
+            try:
+                return await go_live(self._database, appservice_ids)
+            except DatabaseUnavailableError as error:
+                log.warning("worker.rests", reason=error.reason)
+                await asyncio.sleep(1)
 
     async def _appended(self, appservice_ids: Iterable[str]) -> None:
         """Wake the lanes here; tell the other workers if some are theirs."""

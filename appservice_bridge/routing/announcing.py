@@ -1,7 +1,7 @@
 """Brings a set of registrations to life: from then on every fact of their users is captured."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 import structlog
@@ -24,24 +24,32 @@ class PageOfUsers(Protocol):
         """At most `size` ids above `after`."""
 
 
-async def announce(database: Database, owners: Owners, *, epoch: str) -> None:
-    """Make these the registrations that intake routes by, and wait until they are live.
+async def announce(database: Database, owners: Owners, *, epoch: str) -> list[str]:
+    """Make these the registrations that intake routes by; returns those that are not live yet.
 
-    A user the triggers leave out is taken off their list, and then every DB transaction that may
-    still see the old list is waited for. Dying in between leaves the appservice not live, and
-    the next start does it again.
+    Users the triggers leave out so far are taken off their list. Dying before the commit changes
+    nothing; after it, the next start finds the same appservices not live.
     """
     async with database.transaction() as conn:
         await store.set_digest(conn, owners.digest())
         waiting = await _announce_changed(conn, owners, epoch)
         if waiting:
             await _each_page(conn, store.foreign_page, owners, store.remove_foreign, owned=True)
-    if waiting:
-        await _outlive_open_transactions(database)
-        async with database.transaction() as conn:
-            await store.go_live(conn, waiting)
-        for appservice_id in waiting:
-            log.info("appservice.live", appservice=appservice_id)
+    return waiting
+
+
+async def go_live(database: Database, appservice_ids: Sequence[str]) -> None:
+    """Outlive every DB transaction that may still see the old list; from then on all is captured.
+
+    Until then an appservice gets what is captured, as everyone does.
+    """
+    if not appservice_ids:
+        return
+    await _outlive_open_transactions(database)
+    async with database.transaction() as conn:
+        await store.go_live(conn, appservice_ids)
+    for appservice_id in appservice_ids:
+        log.info("appservice.live", appservice=appservice_id)
 
 
 async def seed_foreign(conn: Connection, owners: Owners, users_page: PageOfUsers) -> int:

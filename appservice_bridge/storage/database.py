@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, Self, TypeAlias
+from urllib.parse import urlsplit
 
 import asyncpg
 
@@ -48,19 +49,37 @@ class RefusedRowError(BridgeError):
         self.reason = reason
 
 
+class DatabaseFaultError(BridgeError):
+    """Postgres refuses what the bridge does; a fault of ours, or of the rights. It ends the worker.
+
+    The driver's own error is not passed on, for it may quote a row.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"database fault: {reason}")
+        self.reason = reason
+
+
 def _named(error: Exception) -> BridgeError | None:
-    """The bridge's name for a driver error; None if it is none, or a bug of ours."""
+    """The bridge's name for a driver error; None if it is none."""
     if isinstance(error, asyncpg.PostgresError):
-        state = error.sqlstate or "unknown"
-        if state in _OUTAGE_CODES or state.startswith(_OUTAGE_CLASSES):
-            return DatabaseUnavailableError(f"sqlstate {state}")
-        if state.startswith(("22", "23", "54")):
-            constraint = getattr(error, "constraint_name", None)
-            return RefusedRowError(f"sqlstate {state}" + (f" {constraint}" if constraint else ""))
-        return None
+        return _named_by_state(error)
     if isinstance(error, (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
         return DatabaseUnavailableError(type(error).__name__)
     return None
+
+
+def _named_by_state(error: asyncpg.PostgresError) -> BridgeError:
+    state = error.sqlstate or "unknown"
+    if state in _OUTAGE_CODES or state.startswith(_OUTAGE_CLASSES):
+        return DatabaseUnavailableError(f"sqlstate {state}")
+    constraint = getattr(error, "constraint_name", None)
+    reason = f"sqlstate {state}" + (f" {constraint}" if constraint else "")
+    if state.startswith(("22", "23", "54")):
+        return RefusedRowError(reason)
+    if state.startswith(("28", "3D", "42")):
+        reason = f"{reason}: {error}"  # names roles, databases, tables and columns, never values
+    return DatabaseFaultError(reason)
 
 
 async def connect(dsn: str) -> Connection:
@@ -72,12 +91,15 @@ async def connect(dsn: str) -> Connection:
     try:
         return await asyncpg.connect(dsn, server_settings=dict(_SETTINGS), timeout=10)
     except Exception as error:
-        raise _named(error) or DatabaseUnavailableError(_refusal(error)) from error
+        raise _not_connected(dsn, error) from None
 
 
-def _refusal(error: Exception) -> str:
-    state = getattr(error, "sqlstate", None)
-    return f"sqlstate {state}: {error}" if state else type(error).__name__
+def _not_connected(dsn: str, error: Exception) -> BridgeError:
+    if isinstance(error, asyncpg.PostgresError):
+        return _named_by_state(error)
+    where = urlsplit(dsn).netloc.rpartition("@")[2] or "its local socket"
+    what = getattr(error, "strerror", None) or type(error).__name__
+    return DatabaseUnavailableError(f"no answer from {where} ({what}); does Postgres run there?")
 
 
 class Database:
@@ -105,7 +127,7 @@ class Database:
                 timeout=10,
             )
         except Exception as error:
-            raise _named(error) or DatabaseUnavailableError(_refusal(error)) from error
+            raise _not_connected(dsn, error) from None
         try:
             yield cls(pool, dsn)
         finally:
@@ -131,7 +153,7 @@ class Database:
             named = _named(error)
             if named is None:
                 raise
-            raise named from error
+            raise named from None  # the driver's text may quote a row
 
     async def require_writable(self) -> None:
         """Ask whether facts can be stored now.

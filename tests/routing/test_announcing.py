@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from appservice_bridge.routing import announcing
-from appservice_bridge.routing.announcing import announce
+from appservice_bridge.routing.announcing import announce, go_live
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.storage.database import Database
 from appservice_bridge.storage.migrations import schema_directory
@@ -74,7 +74,8 @@ async def going_live_beside_an_open_transaction(
     await pg.execute("insert into appservice_bridge.foreign_user values ($1)", USER)
     owners = registered(("new", "@n_.*"))
     homeserver, opened = await an_open_homeserver_transaction(database)
-    announced = asyncio.create_task(announce(db, owners, epoch="test"))
+    waiting = await announce(db, owners, epoch="test")
+    announced = asyncio.create_task(go_live(db, waiting))
     await asyncio.sleep(0.4)
     early = await pg.fetchval(LIVE)
     await send(homeserver, USER, 1, n=1)  # its snapshot still calls him foreign
@@ -104,10 +105,10 @@ async def test_an_appservice_that_did_not_wait_would_be_live_and_miss_a_message(
 async def test_users_of_a_registration_that_comes_back_are_looked_for_again(
     pg: Connection, db: Database
 ) -> None:
-    await announce(db, registered(("new", "@n_.*")), epoch="test")
-    await announce(db, registered(), epoch="test")
+    await go_live(db, await announce(db, registered(("new", "@n_.*")), epoch="test"))
+    await go_live(db, await announce(db, registered(), epoch="test"))
     await pg.execute("insert into appservice_bridge.foreign_user values ($1)", USER)
-    await announce(db, registered(("new", "@n_.*")), epoch="test")
+    await go_live(db, await announce(db, registered(("new", "@n_.*")), epoch="test"))
     assert await pg.fetchval("select count(*) from appservice_bridge.foreign_user") == 0
 
 
@@ -120,7 +121,7 @@ async def test_a_start_that_died_before_going_live_is_made_up_for(
     with monkeypatch.context() as patched:
         patched.setattr("appservice_bridge.storage.registrations.go_live", die)
         with pytest.raises(KeyboardInterrupt):
-            await announce(db, registered(("new", "@n_.*")), epoch="test")
+            await go_live(db, await announce(db, registered(("new", "@n_.*")), epoch="test"))
     assert await pg.fetchval(LIVE) is False
-    await announce(db, registered(("new", "@n_.*")), epoch="test")
+    await go_live(db, await announce(db, registered(("new", "@n_.*")), epoch="test"))
     assert await pg.fetchval(LIVE) is True

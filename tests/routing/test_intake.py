@@ -112,10 +112,10 @@ async def test_a_connection_cut_anywhere_in_a_pass_loses_and_doubles_nothing(
 async def test_both_appservices_of_a_shared_user_get_the_message(
     pg: Connection, db: Database
 ) -> None:
-    from appservice_bridge.routing.announcing import announce
+    from appservice_bridge.routing.announcing import announce, go_live
 
     owners = registered(("one", "@s_.*"), ("two", "@s_.*"), ("three", "@t_.*"))
-    await announce(db, owners, epoch="test")
+    await go_live(db, await announce(db, owners, epoch="test"))
     await capture(pg, "@s_1:example.org", 1)
     await Intake(db, owners, nobody).consume_once()
     assert [await outbox(pg, id_) for id_ in ("one", "two", "three")] == [[1], [1], []]

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import psutil  # type: ignore[import-untyped]
 
-COMMAND: Final = (sys.executable, "/tmp/mine/realdev.py")
+COMMAND: Final = (sys.executable, "-m", "appservice_bridge", "dev")
 PATIENCE_SECONDS: Final = 60.0
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.registration import Namespace, Registration
-from appservice_bridge.routing.announcing import announce
+from appservice_bridge.routing.announcing import announce, go_live
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.storage.database import Database
 
@@ -43,5 +43,5 @@ async def db(database: str) -> AsyncIterator[Database]:
 @pytest.fixture
 async def intake(db: Database) -> Intake:
     owners = registered(("bot", "@b_.*"))
-    await announce(db, owners, epoch="test")
+    await go_live(db, await announce(db, owners, epoch="test"))
     return Intake(db, owners, nobody)
