@@ -1,5 +1,6 @@
 """Connections to Postgres: a pool, and one kind of error for a database that cannot be used now."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, Self, TypeAlias
@@ -98,7 +99,8 @@ def _not_connected(dsn: str, error: Exception) -> BridgeError:
     if isinstance(error, asyncpg.PostgresError):
         return _named_by_state(error)
     where = urlsplit(dsn).netloc.rpartition("@")[2] or "its local socket"
-    what = getattr(error, "strerror", None) or type(error).__name__
+    number = getattr(error, "errno", None)
+    what = os.strerror(number) if number else type(error).__name__
     return DatabaseUnavailableError(f"no answer from {where} ({what}); does Postgres run there?")
 
 

@@ -5,8 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from appservice_bridge.cli.main import app
 
@@ -15,6 +14,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command in an empty directory, with an environment that says nothing."""
     for name in os.environ:
         if name.upper().startswith("APPSERVICE_BRIDGE_"):
             monkeypatch.delenv(name)

@@ -1,0 +1,194 @@
+"""install, uninstall, migrate, status and run, as an operator with few rights runs them."""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.support.bridge import Files, registration, write_files
+from tests.support.facts import Connection, make_synapse_tables, send
+
+BOT = "@b_1:example.org"
+
+
+async def command(*arguments: str) -> tuple[int, str, str]:
+    """A command in a process of its own: exit code, stdout, stderr."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "appservice_bridge", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+@pytest.fixture
+async def synapse_owner(pg: Connection) -> AsyncIterator[Connection]:
+    """The role that owns Synapse's database and tables, and no part of the bridge's."""
+    name = await pg.fetchval("select current_database()")
+    await pg.execute("drop schema if exists appservice_bridge cascade")
+    await pg.execute(f"create role owner_{name}; create role bridge_{name} login password 'secret'")
+    await pg.execute(f"alter database {name} owner to owner_{name}")
+    await pg.execute(f"alter schema public owner to owner_{name}; set role owner_{name}")
+    await make_synapse_tables(pg)
+    await pg.execute("set search_path = public")
+    yield pg
+    await pg.execute("reset role")
+    await pg.execute(f"alter database {name} owner to postgres; drop schema public cascade")
+    await pg.execute(f"drop owned by bridge_{name} cascade; drop owned by owner_{name} cascade")
+    await pg.execute(f"drop role owner_{name}, bridge_{name}")
+
+
+@pytest.fixture
+def files(synapse_owner: Connection, database: str, tmp_path: Path) -> Files:
+    """A config that connects as the bridge's own role."""
+    parts = urlsplit(database)
+    role = f"bridge_{parts.path[1:]}"
+    mine = parts._replace(netloc=f"{role}:secret@{parts.hostname}:{parts.port}").geturl()
+    bot = registration("bot", "http://127.0.0.1:9", users=["@b_.*"])
+    return write_files(tmp_path, mine, [bot])
+
+
+async def grant_what_is_printed(owner: Connection, files: Files) -> None:
+    code, out, _ = await command("install", "--print-grants", "--config", str(files.config))
+    assert code == 0
+    await owner.execute(out)
+
+
+async def test_a_role_without_rights_is_told_what_the_owner_must_grant(
+    synapse_owner: Connection, files: Files
+) -> None:
+    code, _, err = await command("migrate", "--config", str(files.config))
+    assert code == 1
+    assert "permission denied for database" in err
+    _, grants, _ = await command("install", "--print-grants", "--config", str(files.config))
+    for line in ("GRANT CREATE ON DATABASE", "GRANT TRIGGER ON TABLE public.device_inbox"):
+        assert line in grants
+    await synapse_owner.execute(grants.replace("GRANT TRIGGER", "-- GRANT TRIGGER"))
+    assert (await command("migrate", "--config", str(files.config)))[0] == 0
+    code, _, err = await command("install", "--config", str(files.config))
+    assert code == 1
+    assert "GRANT TRIGGER ON TABLE public.device_inbox TO bridge_" in err
+    assert "GRANT CREATE" not in err
+
+
+async def test_a_role_with_the_printed_grants_installs_captures_and_uninstalls(
+    synapse_owner: Connection, files: Files
+) -> None:
+    await grant_what_is_printed(synapse_owner, files)
+    config = ("--config", str(files.config))
+    await synapse_owner.execute(
+        "insert into users (name) values ('@alice:example.org'), ($$@b_1$$)"
+    )
+    assert await command("migrate", *config) == (0, "applied 0001\n", "")
+    code, out, err = await command("install", *config)
+    assert (code, err) == (0, "")
+    assert "installed" in out
+    assert "2 users belong to no appservice" in out
+    assert (await command("install", *config))[0] == 0  # again, at any time
+
+    await send(synapse_owner, BOT, 1)  # by a role that may not even see the bridge's schema
+    code, _, err = await command("uninstall", *config)
+    assert code == 1
+    assert "1 facts are not delivered yet" in err
+    code, out, err = await command("uninstall", "--discard-backlog", "--all", *config)
+    assert (code, err) == (0, "")
+    revokes = [line for line in out.splitlines() if "REVOKE" in line]
+    assert len(revokes) == 6
+    await synapse_owner.execute("\n".join(revokes))
+    assert await synapse_owner.fetchval("select to_regnamespace('appservice_bridge')") is None
+    await send(synapse_owner, BOT, 2)
+
+
+async def test_a_database_that_is_not_synapses_is_refused(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    files = write_files(tmp_path, database, [registration("bot", "http://127.0.0.1:9")])
+    code, _, err = await command("install", "--config", str(files.config))
+    assert code == 1
+    assert "no tables of Synapse" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["run", "status", "install"])
+async def test_pending_migrations_are_refused_and_the_command_is_named(
+    pg: Connection, database: str, tmp_path: Path, name: str
+) -> None:
+    await pg.execute("drop schema appservice_bridge cascade")
+    files = write_files(tmp_path, database, [registration("bot", "http://127.0.0.1:9")])
+    code, out, err = await command(name, "--config", str(files.config))
+    assert (code, out) == (1, "")
+    assert "appservice-bridge migrate" in err
+
+
+@pytest.mark.parametrize("name", ["run", "migrate", "install", "uninstall", "status", "check"])
+async def test_each_command_names_every_fault_of_a_config_and_ends_1(
+    tmp_path: Path, name: str
+) -> None:
+    config = tmp_path / "bridge.yaml"
+    config.write_text("databse: x\nhomeserver: {server_name: 7}\n")
+    code, out, err = await command(name, "--config", str(config))
+    assert (code, out) == (1, "")
+    assert "bridge.yaml:1" in err
+    assert "bridge.yaml:2" in err
+
+
+@pytest.mark.parametrize("name", ["run", "migrate", "install", "status"])
+async def test_a_database_that_does_not_answer_is_said_in_one_line(
+    tmp_path: Path, name: str
+) -> None:
+    dsn = "postgresql://bridge:hidden-word@127.0.0.1:9/synapse"
+    files = write_files(tmp_path, dsn, [registration("bot", "http://127.0.0.1:9")])
+    code, out, err = await command(name, "--config", str(files.config))
+    assert (code, out) == (1, "")
+    assert err.strip() == (
+        "appservice-bridge: database unavailable: no answer from 127.0.0.1:9 "
+        "(Connection refused); does Postgres run there?"
+    )
+
+
+async def test_an_address_in_use_is_said_in_one_line(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    files = write_files(tmp_path, database, [registration("bot", "http://127.0.0.1:9")])
+    port = files.relay_url.rpartition(":")[2]
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", int(port))
+    code, _, err = await command("run", "--config", str(files.config))
+    server.close()
+    assert code == 1
+    assert f"listen.relay: cannot listen on 127.0.0.1:{port}" in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+async def test_status_shows_each_lane_also_with_no_worker_running(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    await pg.execute(
+        "insert into appservice_bridge.lane (appservice_id, epoch) values ('bot', 'e');"
+        "insert into appservice_bridge.outbox_head values ('bot', 3);"
+        "insert into appservice_bridge.appservice values ('bot', '', now())"
+    )
+    await make_synapse_tables(pg)
+    files = write_files(tmp_path, database, [registration("bot", "http://127.0.0.1:9")])
+    code, out, err = await command("status", "--json", "--config", str(files.config))
+    assert (code, err) == (0, "")
+    shown = json.loads(out)
+    assert shown["version"] == 1
+    assert shown["capture_installed"] is False
+    assert [(lane["appservice_id"], lane["state"], lane["waiting"]) for lane in shown["lanes"]] == [
+        ("bot", "unserved", 3)
+    ]
+    code, out, err = await command("status", "--config", str(files.config))
+    assert code == 0
+    assert "unserved" in out
+    assert "run `appservice-bridge install`" in err
+
+
+async def test_bad_usage_ends_2() -> None:
+    assert (await command("status", "--no-such-option"))[0] == 2
+    assert (await command("no-such-command"))[0] == 2
+    assert (await command("run", "--config", "x", "--log-level", "loud"))[0] == 2
