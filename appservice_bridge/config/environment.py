@@ -57,7 +57,9 @@ class Environment:
 
     def variable_inside(self, location: Location) -> str | None:
         """A variable that set some part of what is at a location, if one did."""
-        inside = (name for name, path in self.variables.items() if path[: len(location)] == location)
+        inside = (
+            name for name, path in self.variables.items() if path[: len(location)] == location
+        )
         return next(inside, None)
 
 

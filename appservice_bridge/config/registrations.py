@@ -17,7 +17,7 @@ from appservice_bridge.domain.registration import WEBSOCKET, Namespace, Registra
 
 ENCRYPTION: Final = "org.matrix.msc3202"
 EPHEMERAL: Final = "de.sorunome.msc2409.push_ephemeral"
-_SAMPLE_TOKEN: Final = "CHANGE-ME"
+_FROM_SAMPLE: Final = "CHANGE-ME"
 _SIGILS: Final = {"users": "@", "aliases": "#", "rooms": "!"}
 
 
@@ -229,7 +229,7 @@ def _oddities(contents: _Contents) -> Iterator[tuple[Location, str]]:
     if "|" in contents.id:
         yield ("id",), "Synapse does not start with an id that holds |"
     for key in ("as_token", "hs_token"):
-        if getattr(contents, key).startswith(_SAMPLE_TOKEN):
+        if getattr(contents, key).startswith(_FROM_SAMPLE):
             yield (key,), f"{key} is the sample's, which everybody knows; make a fresh one"
     if contents.as_token == contents.hs_token:
         yield ("hs_token",), "hs_token should differ from as_token"

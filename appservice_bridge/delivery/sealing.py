@@ -40,7 +40,10 @@ async def _seal_next(
     if not waiting:
         return None
     fitting = within_limits(
-        waiting, max_items=policy.max_items, max_body_bytes=policy.max_body_bytes
+        waiting,
+        max_items=policy.max_items,
+        max_body_bytes=policy.max_body_bytes,
+        profile=policy.profile,
     )
     items = waiting[:fitting]
     kinds = count_kinds(items)

@@ -118,7 +118,7 @@ class Cluster:
         """
         self._end_remains()
         lines = self._pid_file_lines()
-        if False:  # Postgres takes its parent's pid for stale, and still checks shared memory
+        if lines:  # Postgres takes its parent's pid for stale, and still checks shared memory
             pid_file = self.data_dir / "postmaster.pid"
             pid_file.write_text("\n".join([str(os.getpid()), *lines[1:]]) + "\n", "ascii")
 

@@ -30,7 +30,10 @@ class Backoff:
         return min(self.ceiling_seconds, self.first_seconds * 2.0**doublings)
 
     def rest(self, attempt: int, *, retry_after_seconds: float | None = None) -> float:
-        """Seconds to rest, jitter included; what the appservice asked for, up to the ceiling."""
+        """Seconds to rest, jitter included; what the appservice asked for, up to the ceiling.
+
+        It cannot ask for less than the first rest: `Retry-After: 0` would else be a busy loop.
+        """
         if retry_after_seconds is not None:
-            return min(max(retry_after_seconds, 0.0), self.ceiling_seconds)
+            return min(max(retry_after_seconds, self.first_seconds), self.ceiling_seconds)
         return self.rest_after(attempt) * random.uniform(0.75, 1.0)  # noqa: S311 - not a secret

@@ -2,11 +2,17 @@
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Final, NoReturn, TypeVar
 
 from appservice_bridge.domain.errors import BridgeError
 
+MAX_DEPTH: Final = 800
+"""Objects and arrays inside each other, in one item: CPython's own reader ends below 1000."""
+
+_DEEPEST_WALK: Final = 100_000  # more than fits any event; it ends the walk through `[[[[…`
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
+_STRING_OR_BRACKET: Final = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]', re.DOTALL)
 _Found = TypeVar("_Found")
 
 
@@ -18,7 +24,8 @@ def _refuse_constant(name: str) -> NoReturn:
     raise MalformedError(f"{name} is not JSON")
 
 
-_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+# Numbers are only looked at, so none is too long or too large.
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=str, parse_float=str)
 
 
 def decode(raw: bytes) -> str:
@@ -33,12 +40,17 @@ def decode(raw: bytes) -> str:
         raise MalformedError("not UTF-8") from error
 
 
-def members(text: str) -> dict[str, str]:
+def members(text: str, *, any_depth: bool = False) -> dict[str, str]:
     """The members of an object, each value as it was written; of a repeated key, the last.
 
+    With `any_depth` what nests too deeply is only stepped over, so that the other items in a
+    body can be read; whoever takes it apart further must ask again without.
+
     Raises:
-        MalformedError: not an object, or not JSON.
+        MalformedError: not an object, or not JSON, or deeper than `MAX_DEPTH`.
     """
+    if not any_depth:
+        _require_shallow(text)
     found: dict[str, str] = {}
     at = _opened(text, "{", "object")
     if text[at : at + 1] == "}":
@@ -48,7 +60,7 @@ def members(text: str) -> dict[str, str]:
             raise MalformedError("an object's key must be a string")
         key, at = _scan_string(text, at)
         at = _after(text, at, ":")
-        end = value_end(text, at)
+        end = value_end(text, at, any_depth=any_depth)
         found[key] = text[at:end]
         at = _skip(text, end)
         if text[at : at + 1] == "}":
@@ -57,7 +69,7 @@ def members(text: str) -> dict[str, str]:
 
 
 def elements(text: str) -> list[str]:
-    """The elements of an array, each as it was written.
+    """The elements of an array, each as it was written; those that nest too deeply, too.
 
     Raises:
         MalformedError: not an array, or not JSON.
@@ -67,7 +79,7 @@ def elements(text: str) -> list[str]:
     if text[at : at + 1] == "]":
         return _closed(text, at, found)
     while True:
-        end = value_end(text, at)
+        end = value_end(text, at, any_depth=True)
         found.append(text[at:end])
         at = _skip(text, end)
         if text[at : at + 1] == "]":
@@ -86,25 +98,52 @@ def string(text: str) -> str:
     return _scan_string(text, 0)[0]
 
 
-def value_end(text: str, at: int) -> int:
+def value_end(text: str, at: int, *, any_depth: bool = False) -> int:
     """Index behind the value that starts at `at`.
+
+    With `any_depth` of a value too deep for the reader only the brackets are counted.
 
     Raises:
         MalformedError: there is none, or it nests too deeply.
     """
-    return _scan(text, at)[1]
+    try:
+        return _scan(text, at)[1]
+    except RecursionError:
+        if any_depth:
+            for index, depth in _brackets(text, at):
+                if depth == 0:
+                    return index
+        raise MalformedError("nests too deeply") from None
 
 
 def _scan(text: str, at: int) -> tuple[object, int]:
     try:
         return _DECODER.raw_decode(text, at)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise MalformedError("not JSON") from error
 
 
 def _scan_string(text: str, at: int) -> tuple[str, int]:
     value, end = _scan(text, at)
     return str(value), end
+
+
+def _brackets(text: str, at: int) -> Iterator[tuple[int, int]]:
+    """Behind every bracket outside of strings: the index, and how many are open."""
+    depth = 0
+    for match in _STRING_OR_BRACKET.finditer(text, at):
+        if not match[0].startswith('"'):
+            depth += 1 if match[0] in "[{" else -1
+            yield match.end(), depth
+        if not 0 <= depth < _DEEPEST_WALK:
+            return
+
+
+def _require_shallow(text: str) -> None:
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return  # it cannot be
+    if any(depth > MAX_DEPTH for _, depth in _brackets(text, 0)):
+        raise MalformedError("nests too deeply")
 
 
 def _skip(text: str, at: int) -> int:

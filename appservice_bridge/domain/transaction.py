@@ -9,6 +9,7 @@ from typing import Final
 from appservice_bridge.domain.errors import BridgeError
 
 BUILDER: Final = 1  # rises when the same frame and items would give other bytes
+_FRAME_BYTES: Final = 512  # more than the frame of all kinds under all names takes
 
 
 class Kind(StrEnum):
@@ -105,14 +106,20 @@ def digest(body: bytes) -> bytes:
     return hashlib.sha256(body).digest()
 
 
-def within_limits(items: Sequence[Item], *, max_items: int, max_body_bytes: int) -> int:
+def within_limits(
+    items: Sequence[Item],
+    *,
+    max_items: int,
+    max_body_bytes: int,
+    profile: Profile = Profile.BOTH,
+) -> int:
     """How many of the first items fit one transaction; at least one, where there is one.
 
-    Room for the frame is kept; an ephemeral event counts once for each field it is sent in.
+    Room for the frame is kept; an item counts once for each field that it is sent in.
     """
-    room = max_body_bytes - 512
+    room = max_body_bytes - _FRAME_BYTES
     for count, item in enumerate(items[:max_items]):
-        copies = 2 if item.kind is not Kind.EVENT else 1
+        copies = len(_FIELDS[profile].get(item.kind, ("events",)))
         room -= copies * (len(item.payload) + 1)
         if room < 0:
             return max(count, 1)

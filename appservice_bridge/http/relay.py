@@ -9,7 +9,7 @@ import structlog
 from aiohttp import web
 
 from appservice_bridge.domain.registration import Registration
-from appservice_bridge.http.answers import error
+from appservice_bridge.http.answers import error, matrix_errors
 from appservice_bridge.http.pass_through import PassThrough
 from appservice_bridge.http.wake_homeserver import HomeserverWaker, is_own_ping
 from appservice_bridge.storage import capture_log
@@ -21,11 +21,12 @@ from appservice_bridge.storage.intake import Buried
 log = structlog.get_logger(__name__)
 
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
-_ROOT: Final = "/appservice/{appservice_id}"
+_ROOT: Final = "/appservice/{appservice_id:[^/]+}"
+_TRANSACTION: Final = "/transactions/{txn_id:(?s:.+)}"
 _QUERIES: Final = (
-    "/_matrix/app/v1/{tail:(?:users|rooms|thirdparty)/.*}",
-    "/_matrix/app/unstable/{tail:thirdparty/.*}",
-    "/{tail:(?:users|rooms)/.*}",
+    "/_matrix/app/v1/{tail:(?s:(?:users|rooms|thirdparty)/.*)}",
+    "/_matrix/app/unstable/{tail:(?s:thirdparty/.*)}",
+    "/{tail:(?s:(?:users|rooms)/.*)}",
 )
 
 
@@ -55,14 +56,13 @@ class Relay:
 
     def application(self) -> web.Application:
         """The routes, below `/appservice/{id}`."""
-        app = web.Application(client_max_size=MAX_BODY_BYTES)
-        for path in ("/_matrix/app/v1/transactions/{txn_id}", "/transactions/{txn_id}"):
-            app.router.add_put(_ROOT + path, self._transaction)
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[matrix_errors])
+        for prefix in ("/_matrix/app/v1", ""):
+            app.router.add_put(_ROOT + prefix + _TRANSACTION, self._transaction)
         app.router.add_post(_ROOT + "/_matrix/app/v1/ping", self._ping)
         for path in _QUERIES:
             app.router.add_get(_ROOT + path, self._question)
-        app.router.add_post(_ROOT + "/_matrix/app/unstable/{tail:.*}", self._question)
-        app.router.add_route("*", "/{tail:.*}", _unrecognized)
+        app.router.add_post(_ROOT + "/_matrix/app/unstable/{tail:(?s:.*)}", self._question)
         return app
 
     async def _transaction(self, request: web.Request) -> web.Response:
@@ -82,8 +82,11 @@ class Relay:
             return  # takes no delivery: nothing is stored for it
         try:
             body = await request.read()
-        except web.HTTPException as unreadable:
-            await self._bury(registration.id, f"unreadable: {unreadable.reason}")
+        except web.HTTPRequestEntityTooLarge:
+            await self._bury(registration.id, f"larger than {MAX_BODY_BYTES} bytes")
+            return
+        except web.RequestPayloadError:
+            await self._bury(registration.id, "cannot be decompressed")
             return
         txn_id = request.match_info["txn_id"]
         async with self._database.transaction() as conn:
@@ -109,7 +112,7 @@ class Relay:
         if is_own_ping(_transaction_id(await request.read())):
             return web.json_response({})  # ours: it asked whether the homeserver reaches the relay
         answer = await self._pass_through.ask(registration, request)
-        if answer.status == 200:
+        if 200 <= answer.status < 300:
             await self._end_rest(registration.id)
         return answer
 
@@ -154,7 +157,3 @@ def _transaction_id(body: bytes) -> object:
         return orjson.loads(body).get("transaction_id")
     except (ValueError, AttributeError):
         return None
-
-
-async def _unrecognized(request: web.Request) -> web.Response:
-    return error(404, "M_UNRECOGNIZED", f"unknown path; the relay serves {_ROOT}/_matrix/app/…")

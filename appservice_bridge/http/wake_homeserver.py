@@ -18,6 +18,10 @@ log = structlog.get_logger(__name__)
 
 _PREFIX: Final = "ab-wake-"
 _TRIES: Final = 12  # with the backoff below about eight minutes, the homeserver's own longest rest
+_BACKOFF: Final = Backoff(first_seconds=0.5, ceiling_seconds=60)
+_CALM_SECONDS: Final = 60.0  # without a try: what is refused now is another outage
+_AT_ONCE: Final = 8
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
 
 
 def is_own_ping(transaction_id: object) -> bool:
@@ -42,9 +46,9 @@ class HomeserverWaker:
         self._session = session
         self._homeserver_url = homeserver_url.rstrip("/")
         self._registrations = registrations
-        self._waiting = set(registrations)
+        self._waiting = set(registrations)  # the bridge may have been away: all at the start
         self._refused = asyncio.Event()
-        self._refused.set()  # the bridge may have been away: at the start everyone is woken
+        self._at_once = asyncio.Semaphore(_AT_ONCE)
 
     def refused(self, appservice_id: str) -> None:
         """The homeserver was answered 503 and rests now."""
@@ -53,24 +57,25 @@ class HomeserverWaker:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Wake the homeserver after every outage, until `stop` is set."""
-        backoff = Backoff(first_seconds=0.5, ceiling_seconds=60)
-        stopping = asyncio.create_task(stop.wait())
-        tries = 0
-        while not stop.is_set():
+        async with asyncio.TaskGroup() as group:
+            waking = group.create_task(self._wake_after_outages(), name="waker:pings")
+            await stop.wait()
+            waking.cancel()
+
+    async def _wake_after_outages(self) -> None:
+        """An outage of the database is waited for without end, one of the homeserver is not."""
+        clock = asyncio.get_running_loop().time
+        tries, tried_at = 0, clock()
+        while True:
             if not self._waiting or tries >= _TRIES:
-                self._refused.clear()
-                refused = asyncio.create_task(self._refused.wait())
-                await asyncio.wait({refused, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                refused.cancel()
-                tries = 0
-                continue
-            tries += 1
-            if await self._can_store():
-                for appservice_id in sorted(self._waiting):
-                    if await self._ping(self._registrations[appservice_id]):
-                        self._waiting.discard(appservice_id)
-            if self._waiting:
-                await asyncio.wait({stopping}, timeout=backoff.rest(tries))
+                await self._refused.wait()
+                if clock() - tried_at > _CALM_SECONDS:
+                    tries = 0
+            self._refused.clear()
+            await asyncio.sleep(_BACKOFF.rest(tries + 1))
+            if self._waiting and await self._can_store():
+                tries, tried_at = tries + 1, clock()
+                await self._wake_all()
 
     async def _can_store(self) -> bool:
         try:
@@ -78,6 +83,17 @@ class HomeserverWaker:
         except DatabaseUnavailableError:
             return False
         return True
+
+    async def _wake_all(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for appservice_id in sorted(self._waiting):
+                group.create_task(self._wake(appservice_id), name=f"waker:{appservice_id}")
+
+    async def _wake(self, appservice_id: str) -> None:
+        async with self._at_once:
+            self._waiting.discard(appservice_id)  # before the ping: it may be refused meanwhile
+            if not await self._ping(self._registrations[appservice_id]):
+                self._waiting.add(appservice_id)
 
     async def _ping(self, registration: Registration) -> bool:
         """Whether nothing is left to do for this appservice."""
@@ -87,15 +103,15 @@ class HomeserverWaker:
                 URL(self._homeserver_url + path, encoded=True),
                 json={"transaction_id": _PREFIX + secrets.token_hex(8)},
                 headers={"Authorization": f"Bearer {registration.as_token}"},
-                timeout=aiohttp.ClientTimeout(total=10),
+                timeout=_TIMEOUT,
                 allow_redirects=False,
             ) as response:
                 status = response.status
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             log.info("homeserver.not_reached", reason=type(error).__name__)
             return False
-        if status == 200:
+        if 200 <= status < 300:
             log.info("homeserver.woken", appservice=registration.id)
             return True
         log.warning("homeserver.not_woken", appservice=registration.id, status=status)
-        return status < 500  # a 4xx will not change; a 502 says that it cannot reach the relay
+        return status < 500 and status not in (408, 429)  # other refusals will not change

@@ -56,7 +56,11 @@ def test_a_whole_config_may_come_from_the_environment(
     ("variable", "value", "fault"),
     [
         ("DELIVERY__MAX_ITEMS", "0", "delivery.max_items must be greater than or equal to 1"),
-        ("DELIVERY__MAX_ITEM", "1", "delivery.max_item is not a known key; did you mean max_items?"),
+        (
+            "DELIVERY__MAX_ITEM",
+            "1",
+            "delivery.max_item is not a known key; did you mean max_items?",
+        ),
         ("REGISTRATIONS", "a.yaml", "registrations must be a list; in a variable, as JSON"),
         ("REGISTRATIONS", '["gone/*"]', "gone/* matches no file"),
         ("DELIVERY", "SECRET{", "delivery must be a mapping"),
@@ -87,8 +91,10 @@ def test_a_misspelt_section_in_a_variable_is_a_fault(
 ) -> None:
     monkeypatch.setenv("APPSERVICE_BRIDGE_HOMESERVR__URL", "http://hs")
     assert directory.faults() == [
-        "environment: APPSERVICE_BRIDGE_HOMESERVR__URL sets no known key;"
-        " did you mean APPSERVICE_BRIDGE_HOMESERVER__URL?"
+        (
+            "environment: APPSERVICE_BRIDGE_HOMESERVR__URL sets no known key;"
+            " did you mean APPSERVICE_BRIDGE_HOMESERVER__URL?"
+        )
     ]
 
 

@@ -23,9 +23,9 @@ rate_limited: false
 fancy: [1.50, 2020-01-01, "a\\tb"]
 id: my-bot
 """
-    assert copied(original) == original.replace(
-        "url: http://bot ", f'url: "{RELAY}" '
-    ).replace("msc3202: true", "msc3202: false")
+    assert copied(original) == original.replace("url: http://bot ", f'url: "{RELAY}" ').replace(
+        "msc3202: true", "msc3202: false"
+    )
 
 
 @pytest.mark.parametrize(

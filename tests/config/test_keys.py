@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from appservice_bridge.config.faults import ConfigError
+from appservice_bridge.config.loading import load
 from appservice_bridge.domain.policy import DeliveryPolicy
 from appservice_bridge.domain.transaction import Profile
 from tests.config.directory import MINIMAL, Directory
@@ -30,7 +31,8 @@ def test_every_key_of_the_design_is_taken(directory: Directory) -> None:
     directory.config("""
         database: embedded
         data_dir: ./state
-        homeserver: {kind: generic, server_name: "example.org:8448", url: "https://hs/", capture: none}
+        homeserver:
+          {kind: generic, server_name: "example.org:8448", url: "https://hs/", capture: none}
         listen: {relay: "[::1]:9009", admin: "0.0.0.0:9010"}
         registrations: [registrations/my-bot.yaml]
         delivery:
@@ -115,7 +117,10 @@ def test_a_value_out_of_bounds_is_named_with_its_line(
             "admin: {tokens: [{name: a, role: viewer, token_fiel: config.yaml}]}",
             "admin.tokens.0.token_fiel is not a known key; did you mean token_file?",
         ),
-        ("listen: {qqq: 1}", "listen.qqq is not a known key; known are relay, admin, tls_cert_file"),
+        (
+            "listen: {qqq: 1}",
+            "listen.qqq is not a known key; known are relay, admin, tls_cert_file",
+        ),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(
@@ -140,7 +145,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(
             "config.yaml:2: homeserver.server_name must be the part of user ids after the colon",
         ),
         (
-            "database: postgres://h/d\nhomeserver: {server_name: a, kind: generic, capture: triggers}",
+            "database: postgres://h\nhomeserver: {kind: generic, server_name: a, capture: polling}",
             "config.yaml:2: homeserver.capture must be none with kind generic",
         ),
     ],
@@ -165,7 +170,7 @@ def test_a_section_whose_lines_are_all_commented_out_has_its_defaults(directory:
 
 
 def test_the_password_file_is_laid_into_the_dsn_percent_encoded(directory: Directory) -> None:
-    directory.write("password", "SECRET p@ss/word:ü\n")
+    directory.write("password", "\ufeffSECRET p@ss/word:ü\n")
     directory.add("database_password_file: password")
     assert directory.load().config.dsn() == (
         "postgresql://bridge:SECRET%20p%40ss%2Fword%3A%C3%BC@localhost/synapse"
@@ -271,6 +276,8 @@ def test_relative_paths_start_at_the_config_file(
     loaded = directory.load()
     assert loaded.config.data_dir == directory.path / "data"
     assert Path(loaded.registrations[0].source).is_relative_to(directory.path)
+    monkeypatch.chdir(directory.path)
+    assert load(Path("config.yaml")).config.data_dir == directory.path / "data"
 
 
 @pytest.mark.parametrize("name", ["on", "123", "null", "a b/ü", "~"])

@@ -61,8 +61,10 @@ def test_an_id_or_token_of_another_file_is_refused_naming_both(
     directory.register("other.yaml", **(apart | {key: same}))
     line = {"id": 1, "as_token": 3, "hs_token": 4}[key]
     assert directory.faults() == [
-        f"registrations/other.yaml:{line}: {key} is the same as in"
-        f" registrations/my-bot.yaml:{line}; make it unique"
+        (
+            f"registrations/other.yaml:{line}: {key} is the same as in"
+            f" registrations/my-bot.yaml:{line}; make it unique"
+        )
     ]
 
 
@@ -115,7 +117,7 @@ def test_an_appservice_that_nobody_registered_is_refused_with_the_nearest_id(
         ("127.0.0.1:9009", "http://localhost:9009"),
         ("0.0.0.0:9009", "http://[::1]:9009/x"),
         ("0.0.0.0:9009", "http://bridge:9009/appservice/my-bot"),
-        ("bridge:80", "http://BRIDGE/"),
+        ("Bridge:80", "http://bRIDGE/"),
         ("bridge:443", "https://bridge"),
     ],
 )
@@ -158,10 +160,12 @@ def test_encryption_that_the_registration_refuses_and_the_config_wants_is_a_warn
 ) -> None:
     directory.add("appservices: {my-bot: {encryption: on}}")
     assert directory.warnings() == []
-    directory.register(**{"org.matrix.msc3202": False})
+    directory.write("registrations/my-bot.yaml", registration() + "org.matrix.msc3202: false")
     assert directory.warnings() == [
-        "registrations/my-bot.yaml:10: org.matrix.msc3202 is false,"
-        " but appservices.my-bot.encryption is on; the config decides"
+        (
+            "registrations/my-bot.yaml:10: org.matrix.msc3202 is false,"
+            " but appservices.my-bot.encryption is on; the config decides"
+        )
     ]
 
 

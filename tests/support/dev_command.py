@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,8 +13,13 @@ from typing import Any, Final
 
 import psutil  # type: ignore[import-untyped]
 
-COMMAND: Final = (sys.executable, "-m", "appservice_bridge", "dev")
-PATIENCE_SECONDS: Final = 60.0
+COMMAND: Final = ("-m", "appservice_bridge", "dev")
+PATIENCE_SECONDS: Final = 120.0
+ENVIRONMENT: Final = os.environ | {"COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
+# For an interpreter outside the virtual environment, which may lie where only root can go.
+PACKAGES: Final = os.pathsep.join(
+    [str(Path(__file__).parents[2]), *(path for path in sys.path if path.endswith("-packages"))]
+)
 
 
 @dataclass(slots=True)
@@ -26,18 +32,23 @@ class DevCommand:
 
     @classmethod
     def start(
-        cls, directory: Path, *options: str, user: str | None = None, output: Path | None = None
+        cls,
+        directory: Path,
+        *options: str,
+        python: str = sys.executable,
+        user: str | None = None,
+        output: Path | None = None,
     ) -> "DevCommand":
         output = output or directory.with_name(f"{directory.name}.out.{time.monotonic_ns()}")
         with output.open("wb") as file:
             process = subprocess.Popen(
-                [*COMMAND, "--dir", str(directory), *options],
+                [python, *COMMAND, "--dir", str(directory), *options],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 user=user,
                 extra_groups=None if user is None else [],
-                env=os.environ | {"COLUMNS": "200", "PYTHONUNBUFFERED": "1"},
+                env=ENVIRONMENT if user is None else ENVIRONMENT | {"PYTHONPATH": PACKAGES},
             )
         return cls(directory, process, output)
 
@@ -71,3 +82,29 @@ def survivors(processes: "Sequence[psutil.Process]") -> "list[psutil.Process]":
     """Those that still run after a few seconds."""
     alive: list[psutil.Process] = psutil.wait_procs(processes, timeout=8)[1]
     return alive
+
+
+def running_in(directory: Path) -> "list[psutil.Process]":
+    """Processes that work in a directory or were started with a path in it."""
+    return [
+        process
+        for process in psutil.process_iter(["cwd", "cmdline"])
+        if any(
+            str(directory) in (word or "")
+            for word in (process.info["cwd"], *(process.info["cmdline"] or ()))
+        )
+    ]
+
+
+def python_for(user: str) -> str | None:
+    """An interpreter that this user can run, with our packages; None if there is none."""
+    version = f"python3.{sys.version_info.minor}"
+    for python in (sys.executable, shutil.which(version, path="/usr/bin:/usr/local/bin")):
+        probe = [python or "", "-c", "import appservice_bridge, nio, synapse"]
+        environment = {"PYTHONPATH": PACKAGES}
+        try:
+            subprocess.run(probe, user=user, extra_groups=[], env=environment, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        return python
+    return None

@@ -101,6 +101,10 @@ class Homeserver:
         finally:
             connection.close()
 
+    def execute(self, statement: str, *parameters: object) -> None:
+        """Change something in the homeserver's database, as the homeserver might."""
+        _execute(self.dsn, statement, *parameters)
+
     async def start_bridge(self) -> None:
         """Start the worker and wait until it can store and deliver."""
         await launched(self.bridge)
@@ -171,11 +175,11 @@ async def _start(of: Homeserver, parts: Sequence[Part]) -> None:
             await launched(part)
 
 
-def _execute(dsn: str, statement: str) -> None:
+def _execute(dsn: str, statement: str, *parameters: object) -> None:
     connection = psycopg2.connect(dsn)
     connection.autocommit = True
     try:
-        connection.cursor().execute(statement)
+        connection.cursor().execute(statement, parameters)
     finally:
         connection.close()
 
