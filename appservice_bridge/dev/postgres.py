@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, TextIO
 
 from appservice_bridge.dev.ports import LoopbackPort
-from appservice_bridge.dev.postgres_cluster import SUPERUSER, Cluster, binary, environment
+from appservice_bridge.dev.postgres_cluster import SUPERUSER, Cluster, environment
 from appservice_bridge.dev.process import ChildCommand, ChildProcess
 from appservice_bridge.dev.unprivileged import ordinary_user
 from appservice_bridge.domain.errors import BridgeError
@@ -47,11 +47,13 @@ class EmbeddedPostgres:
             stand beside it.
         settings: for the server's command line, over `SETTINGS`.
         durable: False gives durability away for speed, for tests only.
+        binaries: another Postgres than the wheel's; 14 or newer.
     """
 
     data_dir: Path
     settings: Mapping[str, str] = field(default_factory=dict)
     durable: bool = True
+    binaries: Path | None = None
     port: LoopbackPort = field(default_factory=LoopbackPort)
     cluster: Cluster = field(init=False)
     _lock: TextIO | None = field(default=None, init=False)
@@ -61,6 +63,7 @@ class EmbeddedPostgres:
         self.data_dir = self.data_dir.resolve()
         self.cluster = Cluster(
             data_dir=self.data_dir,
+            binaries=self.binaries,
             identity=ordinary_user(owner_of=self.data_dir),
             log=self.data_dir.with_name(self.data_dir.name + ".log"),
         )
@@ -167,7 +170,7 @@ class EmbeddedPostgres:
         options = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
         return ChildCommand(
             name="postgres",
-            arguments=[binary("postgres"), "-D", str(self.data_dir), *options],
+            arguments=[self.cluster.program("postgres"), "-D", str(self.data_dir), *options],
             log=self.cluster.log,
             environment=environment(),
             directory=Path("/"),

