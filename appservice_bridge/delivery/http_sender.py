@@ -1,5 +1,6 @@
 """One attempt over HTTP: a PUT, and what its answer means."""
 
+import asyncio
 import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -17,6 +18,7 @@ V1_PATH: Final = "/_matrix/app/v1/transactions/"
 LEGACY_PATH: Final = "/transactions/"
 REPROBE_SECONDS: Final = 600.0  # an appservice that was upgraded gets its v1 path back
 _ANSWER_BYTES: Final = 16_384
+_BODY_SECONDS: Final = 1.0  # the status is the answer; nobody waits long for the rest
 _ERRCODE: Final = re.compile(r"[A-Z][A-Z0-9_.]{1,63}")
 
 
@@ -62,17 +64,25 @@ class HttpSender:
 
 async def _read(response: aiohttp.ClientResponse) -> Outcome:
     """Any 2xx is an ack, whatever follows; of a refusal no more than its code is kept."""
+    body = await _beginning(response)
     if 200 <= response.status < 300:
         return Acked(status=response.status)
-    try:
-        answer = await response.content.read(_ANSWER_BYTES)
-    except (aiohttp.ClientError, OSError):
-        answer = b""
     return Refused(
         status=response.status,
-        errcode=_errcode(answer),
+        errcode=_errcode(body),
         retry_after_seconds=retry_after(response.headers.get("Retry-After")),
     )
+
+
+async def _beginning(response: aiohttp.ClientResponse) -> bytes:
+    """The body's beginning; read to its end, where that is near, so that the connection stays."""
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            return await response.content.readexactly(_ANSWER_BYTES)
+    except asyncio.IncompleteReadError as whole:
+        return whole.partial
+    except (TimeoutError, aiohttp.ClientError, OSError):
+        return b""
 
 
 def _errcode(answer: bytes) -> str | None:

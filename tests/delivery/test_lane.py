@@ -1,6 +1,8 @@
 """One lane and one appservice: the same transaction until it is taken, and then the next."""
 
+import asyncio
 import json
+import re
 from pathlib import Path
 
 import asyncpg
@@ -290,3 +292,58 @@ async def test_an_idle_worker_hands_its_lanes_back_when_it_stops(
             await bot.until(lambda: len(bot.to_device) == 1)
     assert await pg.fetchval("select worker_id from appservice_bridge.lane") is None
     assert await pg.fetchval("select count(*) from appservice_bridge.worker") == 0
+
+
+async def test_a_200_whose_body_never_ends_is_an_ack_all_the_same(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    requests = 0
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        await reader.readuntil(b"\r\n\r\n")
+        requests += 1
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{")
+        await writer.drain()
+        await asyncio.sleep(30)
+
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    files = write_files(tmp_path, database, [registration("bot", url, users=["@b_.*"])])
+    async with worker(files):
+        await capture(pg, BOT, 1)
+        async with asyncio.timeout(10):
+            while await pg.fetchval("select acked_to from appservice_bridge.lane") != 1:
+                pass
+    server.close()
+    assert requests == 1
+
+
+async def test_one_connection_serves_one_transaction_after_the_other(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    connections = 0
+
+    async def keep_alive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        while head := (await reader.readuntil(b"\r\n\r\n")).decode():
+            length = int(re.search(r"Content-Length: (\d+)", head)[1])  # type: ignore[index]
+            await reader.readexactly(length)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.02)  # the body comes in a packet of its own
+            writer.write(b"{}")
+
+    server = await asyncio.start_server(keep_alive, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    ours = [registration("bot", url, users=["@b_.*"])]
+    files = write_files(tmp_path, database, ours, delivery={"max_items": 1})
+    async with worker(files):
+        for n in range(1, 11):
+            await capture(pg, BOT, n)
+        async with asyncio.timeout(10):
+            while await pg.fetchval("select acked_to from appservice_bridge.lane") != 10:
+                pass
+    server.close()
+    assert connections == 1
