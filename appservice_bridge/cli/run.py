@@ -17,6 +17,7 @@ from appservice_bridge.config.model import EMBEDDED
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.storage import migrations
 from appservice_bridge.storage.database import Database
+from appservice_bridge.storage.identity import current_epoch
 from appservice_bridge.telemetry import logs
 
 
@@ -68,7 +69,7 @@ async def _run(of: Loaded, *, migrate: bool) -> None:
     await with_connection(of, migrations.migrate if migrate else migrations.require_current)
     no_limit = aiohttp.TCPConnector(limit=0)  # one request per lane is all there ever is
     async with (
-        Database.open(of.config.dsn()) as database,
+        Database.open(of.config.dsn(), on_connect=current_epoch) as database,
         aiohttp.ClientSession(connector=no_limit) as session,
     ):
         await Worker(of, owners(of), database, session).run(stop)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
-import asyncpg
 import yaml
 
 from appservice_bridge.dev.appservices import (
@@ -29,6 +28,7 @@ from appservice_bridge.dev.private_file import write_private
 from appservice_bridge.dev.story import Story
 from appservice_bridge.dev.synapse import Synapse, SynapseSettings
 from appservice_bridge.dev.synapse_users import RegistrationRefusedError, register_user
+from appservice_bridge.storage.database import ensure_database
 
 log = logging.getLogger(__name__)
 SERVER_NAME: Final = "dev.localhost"
@@ -99,13 +99,8 @@ async def _start_postgres(
     with story.step("Postgres, embedded"):
         stop.callback(postgres.stop)
         await launched(postgres)
-        connection = await asyncpg.connect(postgres.dsn())
-        try:
-            await connection.execute(f"create database {DATABASE}")
-        except asyncpg.DuplicateDatabaseError:
+        if not await ensure_database(postgres.dsn(), DATABASE):
             story.note("it was here before, and still has its data")
-        finally:
-            await connection.close()
     return postgres
 
 

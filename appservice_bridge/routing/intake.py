@@ -102,6 +102,8 @@ class Intake:
     async def _pass(self, conn: Connection, *, sweep: bool) -> Passed:
         gate = await store.hold_gate(conn, self._digest)
         if gate is None:
+            if sweep and not await store.same_registrations(conn, self._digest):
+                log.warning("intake.other_registrations", mend="give all workers the same")
             return Passed()
         batch = await store.read_log(
             conn, gate, max_rows=self._max_rows, max_bytes=MAX_BYTES, sweep=sweep

@@ -85,7 +85,8 @@ def sort_rows(rows: Iterable[Captured], owners: Owners) -> Sorted:
         elif row.kind == "transaction":
             _sort_transaction(row, owners, found)
         else:
-            raise LookupError(f"the capture log holds an unknown kind {row.kind}")
+            reason = "a kind of fact that this release does not know"
+            found.candidates.append(_grave(row, row.kind, reason, row.body))
     return found
 
 
@@ -208,7 +209,7 @@ def _routed(row: Captured, kind: Kind, raw: str) -> Routed:
 
 
 def _grave(row: Captured, kind: str, reason: str, payload: bytes) -> Candidate:
-    item = Buried(appservice_id=str(row.appservice_id), kind=kind, reason=reason, payload=payload)
+    item = Buried(appservice_id=row.appservice_id or "", kind=kind, reason=reason, payload=payload)
     return Candidate(buried=(item,))
 
 

@@ -1,7 +1,7 @@
 """Connections to Postgres: a pool, and one kind of error for a database that cannot be used now."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final, Self, TypeAlias
 from urllib.parse import urlsplit
@@ -21,6 +21,10 @@ _OUTAGE_CODES: Final = frozenset({"40001", "40P01", "55P03", "25006", "25P03"})
 _SETTINGS: Final = {
     "application_name": "appservice_bridge",
     "default_transaction_isolation": "read committed",
+    # Our tables are empty one moment and huge the next, and a plan made for the one is cached
+    # for the other. Every statement of ours has an index; so plans need not depend on size.
+    "enable_seqscan": "off",
+    "jit": "off",
     "idle_in_transaction_session_timeout": "10s",
     "lock_timeout": "5s",
     "search_path": "appservice_bridge",
@@ -104,6 +108,23 @@ def _not_connected(dsn: str, error: Exception) -> BridgeError:
     return DatabaseUnavailableError(f"no answer from {where} ({what}); does Postgres run there?")
 
 
+async def ensure_database(dsn: str, name: str) -> bool:
+    """Create a database on the server that `dsn` leads to; False if it was there before.
+
+    Raises:
+        DatabaseUnavailableError: nobody answers.
+    """
+    conn = await connect(dsn)
+    try:
+        quoted = await conn.fetchval("select quote_ident($1)", name)
+        await conn.execute(f"create database {quoted}")
+    except asyncpg.DuplicateDatabaseError:
+        return False
+    finally:
+        await conn.close()
+    return True
+
+
 class Database:
     """A pool of connections to the bridge's database."""
 
@@ -113,17 +134,29 @@ class Database:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, dsn: str, *, max_connections: int = 8) -> AsyncIterator[Self]:
-        """Open a pool for as long as the context lasts.
+    async def open(
+        cls,
+        dsn: str,
+        *,
+        on_connect: Callable[[Connection], Awaitable[object]] | None = None,
+        max_connections: int = 8,
+    ) -> AsyncIterator[Self]:
+        """Open a pool for as long as the context lasts; each connection is shown to `on_connect`.
 
         Raises:
             DatabaseUnavailableError: the first connection fails.
         """
+
+        async def init(conn: Connection) -> None:
+            if on_connect is not None:
+                await on_connect(conn)
+
         try:
             pool = await asyncpg.create_pool(
                 dsn,
                 min_size=1,
                 max_size=max_connections,
+                init=init,
                 server_settings=dict(_SETTINGS),
                 command_timeout=60,
                 timeout=10,

@@ -3,17 +3,19 @@
 import secrets
 from typing import Final
 
-from appservice_bridge.storage.database import Connection
+from appservice_bridge.storage.database import Connection, DatabaseUnavailableError
 
 NOW: Final = """
--- identity.now
-select system_identifier::text as system_identifier, timeline_id as timeline
-  from pg_control_system(), pg_control_checkpoint()
+-- identity.now: the timeline as it is written now, for the control file's is that of a checkpoint
+select (select system_identifier::text from pg_control_system()) as system_identifier,
+       case when not pg_is_in_recovery()
+            then ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer
+       end as timeline
 """
 
 STORED: Final = """
 -- identity.stored
-select system_identifier, timeline, epoch from database_identity for update
+select system_identifier, timeline, epoch from database_identity
 """
 
 STORE: Final = """
@@ -35,16 +37,24 @@ async def current_epoch(conn: Connection, *, restored: bool = False) -> str:
 
     It changes when the database's system identifier or timeline did, or when an operator says
     that it was `restored`: numbers given out since the backup would else be given out again.
+    Every connection asks this first, since neither changes under one that is open.
+
+    Raises:
+        DatabaseUnavailableError: this is a standby.
     """
+    async with conn.transaction():
+        return await _current_epoch(conn, restored=restored)
+
+
+async def _current_epoch(conn: Connection, *, restored: bool) -> str:
     now = await conn.fetchrow(NOW)
+    if now is None or now["timeline"] is None:
+        raise DatabaseUnavailableError("read only")
     stored = await conn.fetchrow(STORED)
-    if now is None:
-        raise LookupError("Postgres does not say which database it is")
-    known = stored is not None and all(
-        stored[name] == now[name] for name in ("system_identifier", "timeline")
-    )
-    if stored is not None and known and not restored:
-        return str(stored["epoch"])
+    if stored is not None and not restored:
+        known = (stored["system_identifier"], stored["timeline"])
+        if known == (now["system_identifier"], now["timeline"]):
+            return str(stored["epoch"])
     epoch = secrets.token_hex(4)
     await conn.execute(STORE, now["system_identifier"], now["timeline"], epoch)
     await conn.execute(RENEW_LANES, epoch)

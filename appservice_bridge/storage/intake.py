@@ -13,6 +13,11 @@ HOLD_GATE: Final = """
 select head from intake_gate where registrations_digest = $1 for update skip locked
 """
 
+SAME_REGISTRATIONS: Final = """
+-- intake.same_registrations
+select registrations_digest is not distinct from $1 from intake_gate
+"""
+
 GAPS: Final = """
 -- intake.gaps: after ten minutes a gap is left to the sweep
 select first_seq, last_seq,
@@ -203,6 +208,11 @@ async def hold_gate(conn: Connection, registrations_digest: bytes) -> Gate | Non
     if head is None:
         return None
     return Gate(head=head, gaps=tuple(Gap(**row) for row in await conn.fetch(GAPS)))
+
+
+async def same_registrations(conn: Connection, registrations_digest: bytes) -> bool:
+    """Whether the worker that started last has these registrations, too."""
+    return bool(await conn.fetchval(SAME_REGISTRATIONS, registrations_digest))
 
 
 async def read_log(

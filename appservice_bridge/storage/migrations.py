@@ -12,6 +12,12 @@ from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.storage.database import Connection
 
 _NUMBERED: Final = re.compile(r"(\d{4})_\w+\.sql")
+_MADE_BY_ANOTHER: Final = (
+    asyncpg.UniqueViolationError,
+    asyncpg.DuplicateObjectError,
+    asyncpg.DuplicateSchemaError,
+    asyncpg.DuplicateTableError,
+)
 
 SCHEMA_EXISTS: Final = """
 -- migrations.schema_exists
@@ -114,6 +120,7 @@ async def migrate(conn: Connection) -> list[int]:
     async with conn.transaction():
         await conn.execute("set local search_path = appservice_bridge")
         await conn.execute("set local lock_timeout = 0")
+        await conn.execute("set local statement_timeout = 0")  # an index on a full table takes long
         await conn.execute("lock table appservice_bridge.schema_version in exclusive mode")
         numbers = await pending(conn)
         for number in numbers:
@@ -130,5 +137,5 @@ async def _ensure_schema(conn: Connection) -> None:
     for statement in ("create schema if not exists appservice_bridge", CREATE_VERSION_TABLE):
         try:
             await conn.execute(statement)
-        except (asyncpg.UniqueViolationError, asyncpg.DuplicateObjectError):
+        except _MADE_BY_ANOTHER:
             continue  # two created it at the same moment, and it is there

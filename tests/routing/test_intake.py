@@ -149,3 +149,18 @@ async def test_positions_are_dense_though_many_writers_append_at_once(
 
 def test_stored_messages_look_like_synapses() -> None:
     assert message(n=1).startswith('{"content": {')
+
+
+async def test_a_kind_of_a_newer_release_is_kept_for_an_operator(
+    pg: Connection, intake: Intake
+) -> None:
+    await pg.execute(
+        "insert into appservice_bridge.capture_log (kind, user_id, body)"
+        " values ('of_tomorrow', '@b_1:example.org', 'body')"
+    )
+    await capture(pg, "@b_1:example.org", 1)
+    await intake.consume_once()
+    assert await outbox(pg) == [1]
+    letter = await pg.fetchrow("select kind, payload from appservice_bridge.dead_letter")
+    assert letter is not None
+    assert tuple(letter) == ("of_tomorrow", b"body")

@@ -17,6 +17,7 @@ from appservice_bridge.cli.worker import Worker
 from appservice_bridge.config.loading import Loaded, load
 from appservice_bridge.dev.ports import LoopbackPort
 from appservice_bridge.storage.database import Database
+from appservice_bridge.storage.identity import current_epoch
 
 SERVER = "example.org"
 
@@ -88,7 +89,7 @@ async def worker(files: Files) -> AsyncIterator[Worker]:
     of = files.load()
     stop = asyncio.Event()
     async with (
-        Database.open(of.config.dsn()) as database,
+        Database.open(of.config.dsn(), on_connect=current_epoch) as database,
         aiohttp.ClientSession() as session,
         asyncio.TaskGroup() as group,
     ):

@@ -1,5 +1,6 @@
 """A worker with appservices behind it, spoken to as the homeserver speaks to the relay."""
 
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,8 +23,12 @@ class Answer:
 
     status: int
     body: bytes
-    headers: "dict[str, str]"
-    errcode: str | None
+    headers: dict[str, str]
+
+    @property
+    def errcode(self) -> str | None:
+        found: dict[str, str] = json.loads(self.body)
+        return found.get("errcode")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +57,10 @@ class Homeserver:
             headers=shown | (headers or {}),
             allow_redirects=False,
         ) as response:
-            answer = await response.read()
-            is_error = response.status >= 400 and response.content_type == "application/json"
-            found = (await response.json()).get("errcode") if is_error else None
             return Answer(
                 status=response.status,
-                body=answer,
+                body=await response.read(),
                 headers=dict(response.headers),
-                errcode=found,
             )
 
     async def push(self, txn_id: str, body: bytes, **more: Any) -> int:
