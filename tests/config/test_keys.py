@@ -184,6 +184,7 @@ def test_the_password_file_is_laid_into_the_dsn_percent_encoded(directory: Direc
             "postgresql://bridge@a:1,b:2/synapse?target_session_attrs=primary",
             "postgresql://bridge:pw@a:1,b:2/synapse?target_session_attrs=primary",
         ),
+        ("postgresql://h:1/synapse", "postgresql://:pw@h:1/synapse"),
         ("postgresql://u@/synapse?host=/run/pg", "postgresql://u:pw@/synapse?host=/run/pg"),
         ("postgresql:///synapse?host=/run/pg", "postgresql://:pw@/synapse?host=/run/pg"),
     ],

@@ -1,6 +1,7 @@
 """What a registration file may say, and how each fault is named."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -186,10 +187,21 @@ def test_a_file_that_cannot_be_read_is_one_fault(tmp_path: Path) -> None:
     assert faults(tmp_path / "loop") == ["loop: cannot be read: Too many levels of symbolic links"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_a_file_that_may_not_be_read_is_one_fault(tmp_path: Path) -> None:
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """For root may read every file."""
+    before = os.geteuid()
+    os.seteuid(65_534 if before == 0 else before)
+    yield
+    os.seteuid(before)
+
+
+def test_a_file_that_may_not_be_read_is_one_fault(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     path = changed(tmp_path)
     path.chmod(0)
+    request.getfixturevalue("nobody")
     assert faults(path) == ["bot.yaml: may not be read: permission denied"]
 
 

@@ -59,9 +59,14 @@ def test_encryption_is_on_unless_refused_and_deleting_only_where_asked_for(
 
 
 def test_an_appservice_overrides_only_the_delivery_keys_it_names(directory: Directory) -> None:
-    delivery = settings(directory, "max_items: 7, backoff: {ceiling_seconds: 9}").delivery
-    assert (delivery.max_items, delivery.max_body_bytes) == (7, 900_000)
-    assert (delivery.backoff.first_seconds, delivery.backoff.ceiling_seconds) == (1.0, 9.0)
+    directory.add("""
+delivery: {max_items: 5, max_body_bytes: 5000, backoff: {first_seconds: 2, ceiling_seconds: 8}}
+appservices: {my-bot: {max_items: 7, backoff: {ceiling_seconds: 9}}}
+""")
+    loaded = directory.load()
+    delivery = loaded.config.settings(loaded.registrations[0]).delivery
+    assert (delivery.max_items, delivery.max_body_bytes) == (7, 5000)
+    assert (delivery.backoff.first_seconds, delivery.backoff.ceiling_seconds) == (2.0, 9.0)
 
 
 def test_an_appservice_the_config_does_not_name_has_the_general_settings(
