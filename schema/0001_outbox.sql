@@ -12,7 +12,7 @@ create table capture_log (
     user_id       text,
     device_id     text,
     stream_id     bigint,            -- the homeserver's own position, with user and device its key
-    body          bytea,
+    body          bytea not null default '',
     captured_at   timestamptz not null default clock_timestamp()
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
         autovacuum_vacuum_insert_scale_factor = 0.5, autovacuum_analyze_scale_factor = 0.5);

@@ -57,12 +57,15 @@ def uninstall(
     ] = False,
 ) -> None:
     """Remove the capture from Synapse's database; refused while facts wait."""
+    of = loaded(config)
+    if of.config.homeserver.kind != "synapse":
+        finished(_refuse())
 
     async def work(conn: Connection) -> list[str]:
         await synapse.uninstall(conn, discard_backlog=discard_backlog, everything=everything)
         return await synapse.grants(conn, revoke=True)
 
-    revokes = finished(with_connection(loaded(config), work))
+    revokes = finished(with_connection(of, work))
     print("the capture is removed" + (", and the bridge's tables" if everything else ""))
     print("what the owner of the database granted stays until it is revoked:")
     print("\n".join(f"  {statement}" for statement in revokes))

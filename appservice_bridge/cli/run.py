@@ -13,19 +13,11 @@ from appservice_bridge.cli.check import ConfigOption, show
 from appservice_bridge.cli.context import loaded, owners, with_connection
 from appservice_bridge.cli.worker import Worker
 from appservice_bridge.config.loading import Loaded
-from appservice_bridge.config.model import EMBEDDED
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.storage import migrations
 from appservice_bridge.storage.database import Database
 from appservice_bridge.storage.identity import current_epoch
 from appservice_bridge.telemetry import logs
-
-
-class NotInThisReleaseError(BridgeError):
-    """The config asks for something that this release does not have."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what} is not in this release yet")
 
 
 def run(
@@ -61,7 +53,6 @@ def _single(group: BaseExceptionGroup[BridgeError]) -> Iterator[BridgeError]:
 
 
 async def _run(of: Loaded, *, migrate: bool) -> None:
-    _refuse_what_is_missing(of)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -73,19 +64,3 @@ async def _run(of: Loaded, *, migrate: bool) -> None:
         aiohttp.ClientSession(connector=no_limit) as session,
     ):
         await Worker(of, owners(of), database, session).run(stop)
-
-
-def _refuse_what_is_missing(of: Loaded) -> None:
-    """Better refused at the start than silently not delivered.
-
-    Raises:
-        NotInThisReleaseError: for the first thing that is asked for and not there.
-    """
-    if of.config.database == EMBEDDED:
-        raise NotInThisReleaseError("database: embedded")
-    if of.config.homeserver.capture == "polling":
-        raise NotInThisReleaseError("homeserver.capture: polling")
-    for registration in of.registrations:
-        transport = of.config.settings(registration).transport
-        if transport not in ("http", "none"):
-            raise NotInThisReleaseError(f"appservice {registration.id}: transport {transport}")

@@ -93,7 +93,7 @@ class Worker:
         log.info("worker.started", relay=str(listen_on.relay), admin=str(listen_on.admin))
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._go_live(waiting), name="go-live")
+                going_live = group.create_task(self._go_live(waiting), name="go-live")
                 group.create_task(listen(self._database.dsn, wakes, stop), name="listen")
                 group.create_task(self._intake.run(stop), name="intake")
                 group.create_task(self._lanes.run(stop), name="lanes")
@@ -103,6 +103,7 @@ class Worker:
                 if self._of.config.homeserver.capture == "triggers":
                     group.create_task(run_reconciler(self._database, stop), name="reconciler")
                 await stop.wait()
+                going_live.cancel()
                 self._intake.wake.set()  # so that it sees the stop now
         finally:
             for site in sites:

@@ -1,6 +1,7 @@
 """One attempt over HTTP: a PUT, and what its answer means."""
 
 import asyncio
+import errno
 import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -125,7 +126,11 @@ def _reason(error: Exception) -> str:
         case ConnectionRefusedError():
             return "connection_refused"
         case aiohttp.ClientConnectorError():
-            return "connection_refused" if error.os_error.errno == 111 else "connection_failed"
+            return (
+                "connection_refused"
+                if error.os_error.errno == errno.ECONNREFUSED
+                else "connection_failed"
+            )
         case ConnectionResetError() | BrokenPipeError():
             return "reset"
         case aiohttp.InvalidURL():

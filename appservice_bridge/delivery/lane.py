@@ -8,7 +8,7 @@ import structlog
 from appservice_bridge.delivery import sealing
 from appservice_bridge.delivery.http_sender import HttpSender
 from appservice_bridge.delivery.lease_clock import LeaseClock
-from appservice_bridge.domain.outcome import Acked, Outcome, Refused, Unreachable
+from appservice_bridge.domain.outcome import Acked, Refused, Unreachable
 from appservice_bridge.domain.policy import DeliveryPolicy
 from appservice_bridge.domain.transaction import AlteredTransactionError, Kind
 from appservice_bridge.storage import sealed as store
@@ -43,6 +43,7 @@ class Lane:
         self._clock = clock
         self._work = asyncio.Event()
         self._rest_until = 0.0
+        self._looked = False  # and found nothing; a wake may have come since
         self._attempt = 0
         self._log = log.bind(appservice=lease.appservice_id)
 
@@ -60,7 +61,7 @@ class Lane:
         owed: Sealed | None = None
         while not stop.is_set():
             try:
-                if owed is None and not self._resting():
+                if owed is None and not self._looked and not self._resting():
                     owed = await self._resume()
                 if owed is None or self._resting() or not self._clock.holds:
                     await self._wait(stop)
@@ -81,7 +82,9 @@ class Lane:
                 state = await store.hold_lane(conn, self._lease)
                 self._attempt = state.failed_attempts
                 self._rest_for(state.rest_seconds)
-                return await sealing.resume(conn, self._lease, self._policy)
+                owed = await sealing.owed(conn, self._lease, self._policy, state)
+                self._looked = owed is None
+                return owed
         except AlteredTransactionError as error:
             self._log.error("transaction.altered", txn=error.txn_id)
             async with self._database.transaction() as conn:
@@ -100,10 +103,14 @@ class Lane:
             return None
         seconds = asyncio.get_running_loop().time() - started
         self._attempt += 1
-        if isinstance(outcome, Acked):
-            return await self._ack(owed, outcome, seconds)
-        await self._rest(owed, outcome, seconds)
-        return owed
+        match outcome:
+            case Acked():
+                return await self._ack(owed, outcome, seconds)
+            case Refused() | Unreachable():
+                await self._rest(owed, outcome, seconds)
+                return owed
+            case _:
+                assert_never(outcome)
 
     async def _ack(self, owed: Sealed, outcome: Acked, seconds: float) -> Sealed | None:
         self._work.clear()
@@ -121,6 +128,7 @@ class Lane:
             to_device=owed.kinds.get(Kind.TO_DEVICE, 0),
         )
         self._attempt = 0
+        self._looked = following is None
         return following
 
     async def _rest(self, owed: Sealed, outcome: Refused | Unreachable, seconds: float) -> None:
@@ -165,16 +173,16 @@ class Lane:
                 await self._work.wait()
             self._work.clear()
         except TimeoutError:
-            return
+            pass
+        self._looked = False
 
 
-def _told(outcome: Outcome) -> tuple[str, int | None, float | None]:
+def _told(outcome: Refused | Unreachable) -> tuple[str, int | None, float | None]:
+    """A word for logs and `status`, the HTTP status, and the rest that was asked for."""
     match outcome:
         case Refused(status=status, errcode=errcode, retry_after_seconds=asked):
             return errcode or f"http_{status}", status, asked
         case Unreachable(reason=reason):
             return reason, None, None
-        case Acked(status=status):
-            return "acked", status, None
         case _:
             assert_never(outcome)

@@ -18,7 +18,7 @@ async def run_purge(database: Database, stop: asyncio.Event) -> None:
     """Purge until `stop` is set; dying between two batches leaves the rest for the next time."""
     while not stop.is_set():
         try:
-            await purge_once(database)
+            await purge_once(database, stop)
         except DatabaseUnavailableError as error:
             log.warning("purge.rests", reason=error.reason)
         try:
@@ -28,14 +28,14 @@ async def run_purge(database: Database, stop: asyncio.Event) -> None:
             continue
 
 
-async def purge_once(database: Database) -> int:
-    """One round over all lanes; returns the number of items deleted."""
+async def purge_once(database: Database, stop: asyncio.Event) -> int:
+    """One round over all lanes, or until `stop` is set; returns the number of items deleted."""
     async with database.transaction() as conn:
         lanes = await store.purgeable(conn)
     purged = 0
     for lane in lanes:
         low = lane.purged_to
-        while low < lane.acked_to:
+        while low < lane.acked_to and not stop.is_set():
             upto = min(low + BATCH, lane.acked_to)
             step = store.Delivered(
                 appservice_id=lane.appservice_id, purged_to=low, acked_to=lane.acked_to

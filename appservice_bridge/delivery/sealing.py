@@ -8,15 +8,18 @@ from appservice_bridge.storage.leases import Lease
 from appservice_bridge.storage.sealed import Sealed, count_kinds
 
 
-async def resume(conn: Connection, lease: Lease, policy: DeliveryPolicy) -> Sealed | None:
-    """The transaction that is owed: the one in flight, else the next one; None if nothing waits.
+async def owed(
+    conn: Connection, lease: Lease, policy: DeliveryPolicy, state: store.LaneState
+) -> Sealed | None:
+    """The transaction in flight, else the next one, sealed now; None if nothing waits.
 
     Raises:
         LeaseLostError: someone else holds the lane.
         AlteredTransactionError: the one in flight is not what was sealed.
     """
-    state = await store.hold_lane(conn, lease)
-    return await store.in_flight(conn, lease) or await _seal_next(conn, lease, policy, state)
+    if state.sealed_to > state.acked_to:
+        return await store.in_flight(conn, lease)
+    return await _seal_next(conn, lease, policy, state)
 
 
 async def ack_and_seal_next(
@@ -28,7 +31,7 @@ async def ack_and_seal_next(
         LeaseLostError: someone else holds the lane.
     """
     await store.ack(conn, lease, sealed, status=status)
-    return await resume(conn, lease, policy)
+    return await owed(conn, lease, policy, await store.hold_lane(conn, lease))
 
 
 async def _seal_next(

@@ -79,6 +79,6 @@ def _target(registration: Registration, request: web.Request) -> URL:
 
 def _headers(registration: Registration, request: web.Request) -> dict[str, str]:
     headers = {"Authorization": f"Bearer {registration.hs_token}"}
-    if request.can_read_body:
+    if request.body_exists:  # can_read_body is false as soon as the body was read
         headers["Content-Type"] = request.headers.get("Content-Type", "application/json")
     return headers

@@ -19,6 +19,7 @@ log = structlog.get_logger(__name__)
 _PREFIX: Final = "ab-wake-"
 _TRIES: Final = 12  # with the backoff below about eight minutes, the homeserver's own longest rest
 _BACKOFF: Final = Backoff(first_seconds=0.5, ceiling_seconds=60)
+_LOOK_SECONDS: Final = 0.5  # how soon it is seen that the database is back
 _CALM_SECONDS: Final = 60.0  # without a try: what is refused now is another outage
 _AT_ONCE: Final = 8
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
@@ -73,16 +74,18 @@ class HomeserverWaker:
                     tries = 0
             self._refused.clear()
             await asyncio.sleep(_BACKOFF.rest(tries + 1))
-            if self._waiting and await self._can_store():
-                tries, tried_at = tries + 1, clock()
-                await self._wake_all()
+            await self._until_it_can_store()
+            tries, tried_at = tries + 1, clock()
+            await self._wake_all()
 
-    async def _can_store(self) -> bool:
-        try:
-            await self._database.require_writable()
-        except DatabaseUnavailableError:
-            return False
-        return True
+    async def _until_it_can_store(self) -> None:
+        while True:
+            try:
+                await self._database.require_writable()
+            except DatabaseUnavailableError:
+                await asyncio.sleep(_LOOK_SECONDS)
+            else:
+                return
 
     async def _wake_all(self) -> None:
         async with asyncio.TaskGroup() as group:

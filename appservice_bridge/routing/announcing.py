@@ -47,8 +47,8 @@ async def go_live(database: Database, appservice_ids: Sequence[str]) -> None:
         return
     await _outlive_open_transactions(database)
     async with database.transaction() as conn:
-        await store.go_live(conn, appservice_ids)
-    for appservice_id in appservice_ids:
+        live = await store.go_live(conn, appservice_ids)
+    for appservice_id in live:
         log.info("appservice.live", appservice=appservice_id)
 
 

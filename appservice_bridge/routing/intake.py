@@ -70,7 +70,8 @@ class Intake:
                 log.warning("intake.rests", reason=error.reason)
                 passed = Passed()
             else:
-                sweep_at = clock() + SWEEP_SECONDS if sweep else sweep_at
+                if sweep and passed.done:
+                    sweep_at = clock() + SWEEP_SECONDS
             if passed.done:
                 await self._wait()
 
@@ -93,7 +94,7 @@ class Intake:
             async with self._database.transaction() as conn:
                 passed = await self._pass(conn, sweep=sweep)
         except RefusedRowError as error:
-            return await self._corner(error)
+            return await self._halve_or_bury(error, sweep=sweep)
         self._max_rows = min(self._max_rows * 2, MAX_ROWS)
         if passed.appended:
             await self._on_append(passed.appended)
@@ -127,7 +128,7 @@ class Intake:
             await store.count(conn, found.counts)
         return appended
 
-    async def _corner(self, error: RefusedRowError) -> Passed:
+    async def _halve_or_bury(self, error: RefusedRowError, *, sweep: bool) -> Passed:
         """Come closer to the row that is refused; bury it when it stands alone."""
         if self._max_rows > 1:
             self._max_rows //= 2
@@ -135,7 +136,9 @@ class Intake:
         async with self._database.transaction() as conn:
             gate = await store.hold_gate(conn, self._digest)
             if gate is not None:
-                batch = await store.read_log(conn, gate, max_rows=1, max_bytes=MAX_BYTES)
+                batch = await store.read_log(
+                    conn, gate, max_rows=1, max_bytes=MAX_BYTES, sweep=sweep
+                )
                 await store.bury_rows(conn, batch, reason=error.reason)
                 log.error("intake.buried", reason=error.reason, rows=len(batch.rows))
         return Passed(done=False)

@@ -1,8 +1,8 @@
 """Connections to Postgres: a pool, and one kind of error for a database that cannot be used now."""
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final, Self, TypeAlias
 from urllib.parse import urlsplit
 
@@ -23,6 +23,7 @@ _SETTINGS: Final = {
     "default_transaction_isolation": "read committed",
     # Our tables are empty one moment and huge the next, and a plan made for the one is cached
     # for the other. Every statement of ours has an index; so plans need not depend on size.
+    "enable_bitmapscan": "off",
     "enable_seqscan": "off",
     "jit": "off",
     "idle_in_transaction_session_timeout": "10s",
@@ -87,11 +88,24 @@ def _named_by_state(error: asyncpg.PostgresError) -> BridgeError:
     return DatabaseFaultError(reason)
 
 
+@contextmanager
+def named_errors() -> Iterator[None]:
+    """Turn the driver's errors into ours; its own text is not passed on, it may quote a row."""
+    try:
+        yield
+    except Exception as error:
+        named = _named(error)
+        if named is None:
+            raise
+        raise named from None
+
+
 async def connect(dsn: str) -> Connection:
     """One connection of its own, with the bridge's session settings.
 
     Raises:
-        DatabaseUnavailableError: nobody answers, or the answer is no.
+        DatabaseUnavailableError: nobody answers.
+        DatabaseFaultError: the answer is no: a wrong password, say.
     """
     try:
         return await asyncpg.connect(dsn, server_settings=dict(_SETTINGS), timeout=10)
@@ -125,6 +139,10 @@ async def ensure_database(dsn: str, name: str) -> bool:
     return True
 
 
+async def _as_it_is(_conn: object) -> None:
+    """Spare a round trip per DB transaction: no session of ours is ever changed but locally."""
+
+
 class Database:
     """A pool of connections to the bridge's database."""
 
@@ -144,7 +162,7 @@ class Database:
         """Open a pool for as long as the context lasts; each connection is shown to `on_connect`.
 
         Raises:
-            DatabaseUnavailableError: the first connection fails.
+            DatabaseUnavailableError, DatabaseFaultError: the first connection fails.
         """
 
         async def init(conn: Connection) -> None:
@@ -157,6 +175,8 @@ class Database:
                 min_size=1,
                 max_size=max_connections,
                 init=init,
+                reset=_as_it_is,
+                max_queries=1_000_000_000,
                 server_settings=dict(_SETTINGS),
                 command_timeout=60,
                 timeout=10,
@@ -175,8 +195,9 @@ class Database:
         Raises:
             DatabaseUnavailableError: also when the commit's answer was lost: it may have happened.
             RefusedRowError: Postgres refused a value.
+            DatabaseFaultError: Postgres refused what was asked of it.
         """
-        try:
+        with named_errors():
             async with self._pool.acquire(timeout=10) as conn:
                 try:
                     async with conn.transaction():
@@ -184,11 +205,6 @@ class Database:
                 except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError):
                     conn.terminate()  # its protocol state is unknown
                     raise
-        except Exception as error:
-            named = _named(error)
-            if named is None:
-                raise
-            raise named from None  # the driver's text may quote a row
 
     async def require_writable(self) -> None:
         """Ask whether facts can be stored now.

@@ -29,8 +29,7 @@ select first_seq, last_seq,
 READ_LOG: Final = """
 -- intake.read_log: in sequence order, as many as fit in $4 rows and $5 bytes, one at least
 select seq, kind, appservice_id, user_id, device_id, stream_id, body, captured_at
-  from (select l.*, sum(coalesce(octet_length(body), 0)) over (order by seq)
-                    - coalesce(octet_length(body), 0) as bytes_before
+  from (select l.*, sum(octet_length(body)) over (order by seq) - octet_length(body) as bytes_before
           from ((select * from capture_log where seq > $1 order by seq limit $4)
                 union all
                 (select c.* from unnest($2::bigint[], $3::bigint[]) as g(first_seq, last_seq)
@@ -63,20 +62,24 @@ ADD_FOREIGN: Final = """
 insert into foreign_user (user_id) select * from unnest($1::text[]) on conflict do nothing
 """
 
-ADVANCE_HEADS: Final = """
--- intake.advance_heads
-update outbox_head h set position = h.position + n.items
-  from unnest($1::text[], $2::bigint[]) as n(appservice_id, items)
- where h.appservice_id = n.appservice_id
-returning h.appservice_id, h.position
-"""
-
 APPEND: Final = """
--- intake.append
+-- intake.append: the next positions of each appservice, in the order given
+with item as (
+    select * from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[],
+                         $6::timestamptz[], $7::bytea[]) with ordinality
+        as i(appservice_id, kind, user_id, device_id, stream_id, captured_at, payload, place)
+), head as (
+    update outbox_head h set position = h.position + n.items
+      from (select appservice_id, count(*) as items from item group by appservice_id) n
+     where h.appservice_id = n.appservice_id
+    returning h.appservice_id, h.position - n.items as before
+)
 insert into outbox (appservice_id, position, kind, user_id, device_id, stream_id, captured_at,
                     payload)
-select * from unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::bigint[],
-                     $7::timestamptz[], $8::bytea[])
+select i.appservice_id,
+       head.before + row_number() over (partition by i.appservice_id order by i.place),
+       i.kind, i.user_id, i.device_id, i.stream_id, i.captured_at, i.payload
+  from item i join head using (appservice_id)
 """
 
 COUNT: Final = """
@@ -94,8 +97,11 @@ select * from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[],
 """
 
 CONSUME: Final = """
--- intake.consume
-delete from capture_log where seq = any($1::bigint[])
+-- intake.consume: returns how many were there to consume
+with gone as (delete from capture_log where seq = any($1::bigint[]) returning seq),
+     moved as (update intake_gate
+                  set head = greatest(head, $2), last_intake_at = clock_timestamp())
+select count(*) from gone
 """
 
 BURY_ROWS: Final = """
@@ -115,11 +121,6 @@ ADD_GAPS: Final = """
 insert into intake_gap (first_seq, last_seq, settled_by)
 select first_seq, last_seq, pg_current_xact_id()
   from unnest($1::bigint[], $2::bigint[]) as g(first_seq, last_seq)
-"""
-
-MOVE_HEAD: Final = """
--- intake.move_head
-update intake_gate set head = greatest(head, $1), last_intake_at = clock_timestamp()
 """
 
 
@@ -246,24 +247,14 @@ async def add_foreign(conn: Connection, user_ids: Iterable[str]) -> None:
 
 
 async def append(conn: Connection, items: Sequence[Routed]) -> None:
-    """Give every item the next position of its appservice, in the order given."""
-    counts: dict[str, int] = {}
-    for item in items:
-        counts[item.appservice_id] = counts.get(item.appservice_id, 0) + 1
-    heads = await conn.fetch(ADVANCE_HEADS, list(counts), list(counts.values()))
-    if len(heads) != len(counts):
-        raise LookupError("an appservice without an outbox was routed to")
-    following = {
-        row["appservice_id"]: row["position"] - counts[row["appservice_id"]] + 1 for row in heads
-    }
-    positions = []
-    for item in items:
-        positions.append(following[item.appservice_id])
-        following[item.appservice_id] += 1
-    await conn.execute(
+    """Give every item the next position of its appservice, in the order given.
+
+    Raises:
+        LookupError: an appservice was routed to that has no outbox.
+    """
+    done = await conn.execute(
         APPEND,
         [item.appservice_id for item in items],
-        positions,
         [item.kind for item in items],
         [item.user_id for item in items],
         [item.device_id for item in items],
@@ -271,6 +262,8 @@ async def append(conn: Connection, items: Sequence[Routed]) -> None:
         [item.captured_at for item in items],
         [item.payload for item in items],
     )
+    if done != f"INSERT 0 {len(items)}":
+        raise LookupError("an appservice without an outbox was routed to")
 
 
 async def bury(conn: Connection, items: Sequence[Buried]) -> None:
@@ -289,7 +282,9 @@ async def bury(conn: Connection, items: Sequence[Buried]) -> None:
 
 async def bury_rows(conn: Connection, batch: Batch, *, reason: str) -> None:
     """Set rows of the log aside as they are, and consume them."""
-    await conn.execute(BURY_ROWS, [row.seq for row in batch.rows], reason)
+    done = await conn.execute(BURY_ROWS, [row.seq for row in batch.rows], reason)
+    if done != f"INSERT 0 {len(batch.rows)}":
+        raise LookupError("the capture log has another consumer")
     await count(conn, Counter((row.appservice_id or "", row.kind, "buried") for row in batch.rows))
     await consume(conn, batch)
 
@@ -312,17 +307,14 @@ async def consume(conn: Connection, batch: Batch) -> None:
     Raises:
         LookupError: a row was gone: someone else consumes the log.
     """
-    seqs = [row.seq for row in batch.rows]
-    done = await conn.execute(CONSUME, seqs)
-    if done != f"DELETE {len(seqs)}":
+    head, seqs = batch.gate.head, [row.seq for row in batch.rows]
+    if await conn.fetchval(CONSUME, seqs, max(seqs, default=head)) != len(seqs):
         raise LookupError("the capture log has another consumer")
     settled = [gap.first_seq for gap in batch.gate.gaps if gap.settled]
     if settled and batch.whole:
         await conn.execute(FORGET_GAPS, settled)
-    head = batch.gate.head
     if fresh := missing_numbers(head, [seq for seq in seqs if seq > head]):
         await conn.execute(ADD_GAPS, [gap[0] for gap in fresh], [gap[1] for gap in fresh])
-    await conn.execute(MOVE_HEAD, max(seqs, default=head))
 
 
 def missing_numbers(head: int, seqs: Sequence[int]) -> list[tuple[int, int]]:

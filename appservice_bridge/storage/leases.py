@@ -38,7 +38,7 @@ delete from worker where worker_id = $1
 
 FORGET_DEAD: Final = """
 -- leases.forget_dead
-delete from worker where alive_until < clock_timestamp() - interval '1 hour'
+delete from worker where alive_until < now() - interval '1 hour'
 """
 
 LANES_WITH_WORK: Final = """

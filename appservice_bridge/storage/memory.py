@@ -12,7 +12,7 @@ FORGET_RELAYED: Final = """
 -- memory.forget_relayed
 delete from relayed r using (
     select appservice_id, digest from relayed
-     where received_at < clock_timestamp() - make_interval(days => $1) limit $2) old
+     where received_at < now() - make_interval(days => $1) limit $2) old
  where r.appservice_id = old.appservice_id and r.digest = old.digest
 """
 
@@ -20,7 +20,7 @@ FORGET_EVENTS: Final = """
 -- memory.forget_events
 delete from seen_event s using (
     select appservice_id, event_digest from seen_event
-     where seen_at < clock_timestamp() - make_interval(days => $1) limit $2) old
+     where seen_at < now() - make_interval(days => $1) limit $2) old
  where s.appservice_id = old.appservice_id and s.event_digest = old.event_digest
 """
 

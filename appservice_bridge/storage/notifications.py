@@ -4,7 +4,12 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Final
 
+import asyncpg
+import structlog
+
 from appservice_bridge.storage.database import DatabaseUnavailableError, connect
+
+log = structlog.get_logger(__name__)
 
 CAPTURE: Final = "appservice_bridge_capture"
 OUTBOX: Final = "appservice_bridge_outbox"
@@ -20,7 +25,8 @@ async def listen(dsn: str, wakes: Mapping[str, Callable[[], None]], stop: asynci
     while not stop.is_set():
         try:
             await _listen_once(dsn, wakes, stop)
-        except DatabaseUnavailableError:
+        except DatabaseUnavailableError as error:
+            log.info("notifications.lost", reason=error.reason)
             await asyncio.sleep(1.0)
 
 
@@ -38,7 +44,7 @@ async def _listen_once(
                     await stop.wait()
             except TimeoutError:
                 await conn.execute("select", timeout=5)
-    except Exception as error:
-        raise DatabaseUnavailableError(type(error).__name__) from error
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise DatabaseUnavailableError(type(error).__name__) from None
     finally:
         conn.terminate()

@@ -61,6 +61,7 @@ GO_LIVE: Final = """
 -- registrations.go_live
 update appservice set live_at = clock_timestamp()
  where appservice_id = any($1::text[]) and live_at is null
+returning appservice_id
 """
 
 
@@ -110,6 +111,6 @@ async def open_transactions(conn: Connection) -> frozenset[str]:
     return frozenset(row["virtualtransaction"] for row in rows)
 
 
-async def go_live(conn: Connection, appservice_ids: Sequence[str]) -> None:
-    """Everything of these appservices is captured from now on."""
-    await conn.execute(GO_LIVE, appservice_ids)
+async def go_live(conn: Connection, appservice_ids: Sequence[str]) -> list[str]:
+    """Everything of these appservices is captured from now on; those withdrawn are left out."""
+    return [row["appservice_id"] for row in await conn.fetch(GO_LIVE, appservice_ids)]

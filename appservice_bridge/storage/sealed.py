@@ -1,7 +1,7 @@
 """Sealed transactions and the lane's own row: every write is fenced by the lease's token."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import asyncpg
@@ -48,37 +48,33 @@ select position, kind, payload
 """
 
 INSERT: Final = """
--- sealed.insert
+-- sealed.insert: only for who holds the lane
+with moved as (
+    update lane set sealed_to = $6, next_number = next_number + 1
+     where appservice_id = $1 and lease_token = $2
+    returning appservice_id
+)
 insert into sealed (appservice_id, number, txn_id, first_position, last_position, items,
                     body_bytes, builder, slots, frame, digest)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-"""
-
-MOVE_SEALED: Final = """
--- sealed.move_sealed
-update lane set sealed_to = $3, next_number = next_number + 1
- where appservice_id = $1 and lease_token = $2
-"""
-
-REMOVE: Final = """
--- sealed.remove
-delete from sealed where appservice_id = $1 and number = $2
+select appservice_id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 from moved
 """
 
 ACK: Final = """
--- sealed.ack
-update lane
-   set acked_to = $3, failed_attempts = 0, failing_since = null, due_at = '-infinity',
-       last_outcome = 'acked', last_status = $4, last_attempt_at = clock_timestamp(),
-       last_ack_at = clock_timestamp()
- where appservice_id = $1 and lease_token = $2
-"""
-
-COUNT_DELIVERED: Final = """
--- sealed.count_delivered
+-- sealed.ack: only for who holds the lane, and once; counts what was delivered by kind
+with gone as (
+    delete from sealed where appservice_id = $1 and number = $3 returning last_position
+), acked as (
+    update lane
+       set acked_to = gone.last_position, failed_attempts = 0, failing_since = null,
+           due_at = '-infinity', last_outcome = 'acked', last_status = $4,
+           last_attempt_at = clock_timestamp(), last_ack_at = clock_timestamp()
+      from gone
+     where appservice_id = $1 and lease_token = $2
+    returning appservice_id
+)
 insert into ledger (appservice_id, kind, outcome, items)
-select $1, kind, 'delivered', items
-  from unnest($2::text[], $3::bigint[]) as n(kind, items) order by kind
+select appservice_id, n.kind, 'delivered', n.items
+  from acked, unnest($5::text[], $6::bigint[]) as n(kind, items)
 on conflict (appservice_id, kind, outcome) do update set items = ledger.items + excluded.items
 """
 
@@ -136,7 +132,7 @@ class Sealed:
     first_position: int
     last_position: int
     kinds: Mapping[Kind, int]
-    body: bytes
+    body: bytes = field(repr=False)
 
 
 async def hold_lane(conn: Connection, lease: Lease) -> LaneState:
@@ -151,15 +147,16 @@ async def hold_lane(conn: Connection, lease: Lease) -> LaneState:
     return LaneState(**row)
 
 
-async def in_flight(conn: Connection, lease: Lease) -> Sealed | None:
+async def in_flight(conn: Connection, lease: Lease) -> Sealed:
     """The transaction that is owed to the appservice, rebuilt from its seal.
 
     Raises:
-        AlteredTransactionError: its bytes are not those that were sealed; it must not be sent.
+        AlteredTransactionError: its bytes are not those that were sealed, or the seal is gone;
+            nothing must be sent.
     """
     row = await conn.fetchrow(IN_FLIGHT, lease.appservice_id)
     if row is None:
-        return None
+        raise AlteredTransactionError("without a seal")
     bounds = (lease.appservice_id, row["first_position"], row["last_position"])
     items = [_item(found) for found in await conn.fetch(SEALED_ITEMS, *bounds)]
     frame = Frame(pieces=tuple(row["frame"]), slots=tuple(Kind(kind) for kind in row["slots"]))
@@ -192,9 +189,10 @@ async def insert(
     Raises:
         LeaseLostError: someone else holds the lane.
     """
-    await conn.execute(
+    done = await conn.execute(
         INSERT,
         lease.appservice_id,
+        lease.token,
         sealed.number,
         sealed.txn_id,
         sealed.first_position,
@@ -206,8 +204,7 @@ async def insert(
         list(frame.pieces),
         digest(sealed.body),
     )
-    done = await conn.execute(MOVE_SEALED, lease.appservice_id, lease.token, sealed.last_position)
-    if done != "UPDATE 1":
+    if done != "INSERT 0 1":
         raise LeaseLostError(lease.appservice_id)
 
 
@@ -217,13 +214,18 @@ async def ack(conn: Connection, lease: Lease, sealed: Sealed, *, status: int) ->
     Raises:
         LeaseLostError: someone else holds the lane, or acknowledged this already.
     """
-    done = await conn.execute(ACK, lease.appservice_id, lease.token, sealed.last_position, status)
-    gone = await conn.execute(REMOVE, lease.appservice_id, sealed.number)
-    if (done, gone) != ("UPDATE 1", "DELETE 1"):
-        raise LeaseLostError(lease.appservice_id)
     kinds = sorted(sealed.kinds)
-    counts = [sealed.kinds[kind] for kind in kinds]
-    await conn.execute(COUNT_DELIVERED, lease.appservice_id, kinds, counts)
+    done = await conn.execute(
+        ACK,
+        lease.appservice_id,
+        lease.token,
+        sealed.number,
+        status,
+        kinds,
+        [sealed.kinds[kind] for kind in kinds],
+    )
+    if done != f"INSERT 0 {len(kinds)}":
+        raise LeaseLostError(lease.appservice_id)
 
 
 async def rest(
@@ -255,8 +257,13 @@ async def rest(
 
 
 async def halt(conn: Connection, lease: Lease, *, outcome: str) -> None:
-    """Stop a lane whose seal does not hold; only a wake makes it try again."""
-    await conn.execute(HALT, lease.appservice_id, lease.token, outcome)
+    """Stop a lane whose seal does not hold; only a wake makes it try again.
+
+    Raises:
+        LeaseLostError: someone else holds the lane.
+    """
+    if await conn.execute(HALT, lease.appservice_id, lease.token, outcome) != "UPDATE 1":
+        raise LeaseLostError(lease.appservice_id)
 
 
 async def wake(conn: Connection, appservice_id: str) -> bool:

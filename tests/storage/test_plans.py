@@ -1,0 +1,188 @@
+"""The hot statements read no more than they need of tables that have grown large."""
+
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psycopg2
+import pytest
+
+from appservice_bridge.dev.postgres import EmbeddedPostgres
+from appservice_bridge.storage import intake, leases, memory, outbox, overview, sealed
+from appservice_bridge.storage.database import Connection, connect
+from tests.support.database import TEMPLATE
+
+ROWS: Final = 100_000
+FEWER: Final = 20_000  # where a key is a digest or three columns, filling takes long
+FILL: Final = f"""
+insert into capture_log (kind, user_id, device_id, stream_id, body)
+select 'to_device', '@u' || n || ':example.org', 'DEV', n, '{{}}' from generate_series(1, {ROWS}) n;
+insert into outbox (appservice_id, position, kind, captured_at, payload)
+select 'bot' || n % 4, n / 4, 'event', now(), '{{}}' from generate_series(4, {ROWS} + 3) n;
+insert into foreign_user select '@f' || n || ':example.org' from generate_series(1, {ROWS}) n;
+insert into relayed
+select 'bot' || n % 4, sha256(n::text::bytea), now() - make_interval(mins => n)
+  from generate_series(1, {FEWER}) n;
+insert into seen_event select * from relayed;
+insert into taken
+select '@u' || n || ':example.org', 'DEV', n from generate_series(1, {FEWER}) n;
+insert into sealed
+select 'bot1', n, n, n, n, 1, 2, 1, '{{}}', '{{}}', '' from generate_series(1, {ROWS} / 10) n;
+insert into lane (appservice_id, epoch, acked_to)
+select 'bot' || n, 'e', {ROWS} / 4 - 5 from generate_series(0, 3) n;
+insert into outbox_head select appservice_id, {ROWS} / 4 from lane;
+"""
+# What the trigger asks of each row, with the rows of one statement of the homeserver.
+FOREIGN_PROBE: Final = """
+select i.user_id from (select '@f' || n * 1000 || ':example.org' as user_id
+                         from generate_series($1::int, $2::int) n) i
+ where (select true from foreign_user f where f.user_id = i.user_id) is null
+"""
+SOME_USERS: Final = "array['@u7:example.org', '@u8:example.org', '@new:example.org']"
+SOME_DIGESTS: Final = "array[sha256('7'), sha256('8'), sha256('new')]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hot:
+    """A statement with its parameters as SQL, and the most rows it may look at per table."""
+
+    statement: str
+    parameters: str
+    looks_at: Mapping[str, int]
+
+
+HOT: Final = {
+    "intake.read_log": Hot(
+        statement=intake.READ_LOG,
+        parameters=f"{ROWS - 5000}, '{{70,900}}', '{{80,900}}', 1000, 16777216",
+        looks_at={"capture_log": 1011},
+    ),
+    "intake.read_log at the end": Hot(
+        statement=intake.READ_LOG,
+        parameters=f"{ROWS - 2}, '{{}}', '{{}}', 1000, 16777216",
+        looks_at={"capture_log": 2},
+    ),
+    "intake.consume": Hot(
+        statement=intake.CONSUME,
+        parameters=f"'{{{','.join(map(str, range(500, 600)))}}}', 599",
+        looks_at={"capture_log": 100},
+    ),
+    "intake.take": Hot(
+        statement=intake.TAKE,
+        parameters=f"{SOME_USERS}, '{{DEV,DEV,DEV}}', '{{7,8,9}}'",
+        looks_at={"taken": 0},
+    ),
+    "intake.first_seen": Hot(
+        statement=intake.FIRST_SEEN,
+        parameters=f"'{{bot3,bot0,bot0}}', {SOME_DIGESTS}",
+        looks_at={"seen_event": 0},
+    ),
+    "sealed.next_items": Hot(
+        statement=sealed.NEXT_ITEMS,
+        parameters="'bot1', 10000, 100, 900000",
+        looks_at={"outbox": 100},
+    ),
+    "sealed.items": Hot(
+        statement=sealed.SEALED_ITEMS,
+        parameters="'bot1', 10000, 10049",
+        looks_at={"outbox": 50},
+    ),
+    "sealed.in_flight": Hot(
+        statement=sealed.IN_FLIGHT, parameters="'bot1'", looks_at={"sealed": 1}
+    ),
+    "sealed.ack": Hot(
+        statement=sealed.ACK,
+        parameters="'bot1', 0, 17, 200, '{event}', '{1}'",
+        looks_at={"sealed": 1},
+    ),
+    "outbox.purge": Hot(
+        statement=outbox.PURGE, parameters="'bot1', 100, 200", looks_at={"outbox": 100}
+    ),
+    "overview.lanes": Hot(
+        statement=overview.LANES, parameters="", looks_at={"outbox": 1, "dead_letter": 0}
+    ),
+    "leases.lanes_with_work": Hot(
+        statement=leases.LANES_WITH_WORK, parameters="gen_random_uuid()", looks_at={}
+    ),
+    "memory.forget_relayed": Hot(
+        statement=memory.FORGET_RELAYED, parameters="13, 500", looks_at={"relayed": 500}
+    ),
+    "memory.forget_events": Hot(
+        statement=memory.FORGET_EVENTS, parameters="13, 500", looks_at={"seen_event": 500}
+    ),
+    "the trigger's probe of foreign_user": Hot(
+        statement=FOREIGN_PROBE, parameters="1, 50", looks_at={"foreign_user": 1}
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def filled(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """A database with large tables that nobody analyzed yet."""
+    server = psycopg2.connect(postgres_server.dsn())
+    server.autocommit = True
+    server.cursor().execute(f"create database filled template {TEMPLATE}")
+    tables = psycopg2.connect(postgres_server.dsn("filled"))
+    tables.cursor().execute("set search_path = appservice_bridge")
+    for table in ("capture_log", "outbox", "foreign_user", "relayed", "seen_event", "sealed"):
+        tables.cursor().execute(f"alter table {table} set (autovacuum_enabled = off)")
+    tables.cursor().execute(FILL)
+    tables.commit()
+    tables.close()
+    yield postgres_server.dsn("filled")
+    server.cursor().execute("drop database filled with (force)")
+    server.close()
+
+
+@pytest.fixture
+async def full(filled: str) -> AsyncIterator[Connection]:
+    conn = await connect(filled)
+    yield conn
+    await conn.close()
+
+
+def scans(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if node["Node Type"].endswith("Scan") and "Relation Name" in node:
+        yield node
+    for child in node.get("Plans", ()):
+        yield from scans(child)
+
+
+async def planned(conn: Connection, hot: Hot, mode: str) -> list[dict[str, Any]]:
+    """The scans of one execution, which is then undone."""
+    parameters = f"({hot.parameters})" if hot.parameters else ""
+    transaction = conn.transaction()
+    await transaction.start()
+    await conn.execute(f"set local plan_cache_mode = {mode}")
+    await conn.execute(f"prepare hot as {hot.statement}")
+    try:
+        found = await conn.fetchval(f"explain (analyze, format json) execute hot{parameters}")
+    finally:
+        await transaction.rollback()
+        await conn.execute("deallocate hot")
+    return list(scans(json.loads(found)[0]["Plan"]))
+
+
+async def wasteful(conn: Connection) -> list[str]:
+    """Every scan of a large table that looks at more rows than it needs."""
+    found = []
+    for mode in ("force_custom_plan", "force_generic_plan"):
+        for name, hot in HOT.items():
+            for scan in await planned(conn, hot, mode):
+                most = hot.looks_at.get(scan["Relation Name"], ROWS)
+                looked = scan["Actual Rows"] + scan.get("Rows Removed by Filter", 0)
+                if looked > most or (scan["Node Type"] == "Seq Scan" and most < ROWS):
+                    found.append(f"{name}, {mode}: {looked} rows by {scan['Node Type']}")
+    return found
+
+
+async def test_hot_statements_read_by_index_also_before_anyone_analyzed_the_tables(
+    full: Connection,
+) -> None:
+    assert await wasteful(full) == []
+
+
+async def test_hot_statements_read_by_index_and_no_more_than_they_need(full: Connection) -> None:
+    await full.execute("analyze")
+    assert await wasteful(full) == []
