@@ -31,7 +31,9 @@ insert into intake_gate default values;
 create table intake_gap (
     first_seq  bigint primary key,
     last_seq   bigint not null,
-    settled_by xid8 not null,        -- when every DB transaction up to this ended, the writer did
+    -- When every DB transaction up to this ended, the writer did. It is the id of the pass after
+    -- the one that noted the gap: that one drew its own id before it read, maybe before the writer.
+    settled_by xid8,
     seen_at    timestamptz not null default clock_timestamp()
 );
 

@@ -8,6 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
+from appservice_bridge.cli.release import missing
 from appservice_bridge.config.environment import CONFIG_VARIABLE
 from appservice_bridge.config.faults import ConfigError, Fault
 from appservice_bridge.config.loading import Loaded, load
@@ -34,15 +35,17 @@ def check(
     try:
         loaded = load(config)
         warnings, summary = loaded.warnings, _summary(config, loaded)
+        faults = tuple(missing(config, loaded))
     except ConfigError as error:
         faults, warnings = error.faults, error.warnings
     if as_json:
         typer.echo(_as_json(faults, warnings))
     else:
         show(faults, warnings)
-        typer.echo(summary, nl=bool(summary))
     if faults:
         raise typer.Exit(1)
+    if not as_json:
+        typer.echo(summary)
 
 
 def show(faults: Iterable[Fault], warnings: Iterable[Fault] = ()) -> None:

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import typer
 
 from appservice_bridge.cli.check import show
+from appservice_bridge.cli.release import missing
 from appservice_bridge.config.faults import ConfigError
 from appservice_bridge.config.loading import Loaded, load
-from appservice_bridge.config.model import EMBEDDED
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.storage.database import Connection, connect, named_errors
@@ -19,41 +19,17 @@ from appservice_bridge.storage.database import Connection, connect, named_errors
 _Result = TypeVar("_Result")
 
 
-class NotInThisReleaseError(BridgeError):
-    """The config asks for something that this release does not have."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what} is not in this release yet")
-
-
 def loaded(config: Path) -> Loaded:
     """A sound configuration that this release can serve, or every fault on stderr and exit 1."""
     try:
         of = load(config)
-        _refuse_what_is_missing(of)
+        faults, warnings = missing(config, of), of.warnings
     except ConfigError as error:
-        show(error.faults, error.warnings)
-    except NotInThisReleaseError as error:
-        typer.echo(f"appservice-bridge: {error}", err=True)
-    else:
-        return of
-    raise typer.Exit(1)
-
-
-def _refuse_what_is_missing(of: Loaded) -> None:
-    """Better refused at once than silently not done."""
-    if of.config.database == EMBEDDED:
-        raise NotInThisReleaseError("database: embedded")
-    if of.config.homeserver.capture == "polling":
-        raise NotInThisReleaseError("homeserver.capture: polling")
-    for registration in of.registrations:
-        settings = of.config.settings(registration)
-        if settings.transport not in ("http", "none"):
-            what = f"appservice {registration.id}: transport {settings.transport}"
-            raise NotInThisReleaseError(what)
-    for id_, section in of.config.appservices.items():
-        if section.delete_delivered == "on":
-            raise NotInThisReleaseError(f"appservice {id_}: delete_delivered")
+        faults, warnings = list(error.faults), error.warnings
+    if faults:
+        show(faults, warnings)
+        raise typer.Exit(1)
+    return of
 
 
 def finished(work: Coroutine[Any, Any, _Result]) -> _Result:

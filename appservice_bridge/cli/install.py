@@ -9,8 +9,7 @@ from appservice_bridge.cli.context import finished, loaded, owners, with_connect
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.routing.announcing import seed_foreign
-from appservice_bridge.storage import migrations, synapse
-from appservice_bridge.storage import registrations as registration_store
+from appservice_bridge.storage import migrations, registrations, synapse
 from appservice_bridge.storage.database import Connection
 
 
@@ -66,7 +65,7 @@ def uninstall(
         return await synapse.grants(conn, revoke=True)
 
     revokes = finished(with_connection(of, work))
-    print("the capture is removed" + (", and the bridge's tables" if everything else ""))
+    print("nothing of the capture is left" + (", nor of the bridge's tables" if everything else ""))
     print("what the owner of the database granted stays until it is revoked:")
     print("\n".join(f"  {statement}" for statement in revokes))
 
@@ -81,8 +80,9 @@ async def _install(conn: Connection, of: Loaded) -> str:
     await synapse.require_rights(conn)
     known = owners(of)
     async with conn.transaction():
-        # the gate is held, so that nobody becomes owned while he is put down as foreign
-        await registration_store.hold_gate(conn)
+        # the gate is held, so that nobody becomes owned while they are put down as foreign
+        await registrations.wait_for_gate(conn)
+        await registrations.look_again(conn, known.digest())
         foreign = await seed_foreign(conn, known, synapse.users_page)
     created = await synapse.install(conn)
     what = (

@@ -1,5 +1,7 @@
 """The command line: one module per command, gathered here."""
 
+import sys
+
 import typer
 
 from appservice_bridge.cli.check import check
@@ -22,5 +24,8 @@ app.add_typer(registration, name="registration")
 
 
 def main() -> None:
-    """Run the command line; exit 0 done, 1 refused or failed, 2 bad usage."""
-    app()
+    """Run the command line; exit 0 done, 1 refused or failed, 2 bad usage, 130 interrupted."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)

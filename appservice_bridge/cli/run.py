@@ -13,8 +13,9 @@ from appservice_bridge.cli.check import ConfigOption, show
 from appservice_bridge.cli.context import loaded, owners, with_connection
 from appservice_bridge.cli.worker import Worker
 from appservice_bridge.config.loading import Loaded
+from appservice_bridge.delivery.connections import QuietConnector
 from appservice_bridge.domain.errors import BridgeError
-from appservice_bridge.storage import migrations
+from appservice_bridge.storage import migrations, synapse
 from appservice_bridge.storage.database import Database
 from appservice_bridge.storage.identity import current_epoch
 from appservice_bridge.telemetry import logs
@@ -58,9 +59,12 @@ async def _run(of: Loaded, *, migrate: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await with_connection(of, migrations.migrate if migrate else migrations.require_current)
-    no_limit = aiohttp.TCPConnector(limit=0)  # one request per lane is all there ever is
+    if of.config.homeserver.capture == "triggers":
+        await with_connection(of, synapse.require_installed)
+    no_limit = QuietConnector(limit=0)  # one request per lane is all there ever is
+    no_cookies = aiohttp.DummyCookieJar()  # one appservice's would reach another on the same host
     async with (
         Database.open(of.config.dsn(), on_connect=current_epoch) as database,
-        aiohttp.ClientSession(connector=no_limit) as session,
+        aiohttp.ClientSession(connector=no_limit, cookie_jar=no_cookies) as session,
     ):
         await Worker(of, owners(of), database, session).run(stop)

@@ -30,6 +30,8 @@ def status(
 
     async def work(conn: Connection) -> tuple[list[LaneView], int, bool | None]:
         await migrations.require_current(conn)
+        if reads_tables:
+            await synapse.require_synapse(conn)
         installed = await synapse.is_installed(conn) if reads_tables else None
         return await overview.lanes(conn), await overview.captured(conn), installed
 

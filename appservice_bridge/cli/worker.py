@@ -5,6 +5,7 @@ import os
 import socket
 import ssl
 from collections.abc import Iterable, Mapping
+from typing import Final
 from uuid import uuid4
 
 import aiohttp
@@ -25,12 +26,13 @@ from appservice_bridge.routing.announcing import announce, go_live
 from appservice_bridge.routing.forgetting import run_forgetting
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.sources.reconciler import run_reconciler
-from appservice_bridge.storage import outbox
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
 from appservice_bridge.storage.identity import current_epoch
-from appservice_bridge.storage.notifications import CAPTURE, OUTBOX, listen
+from appservice_bridge.storage.notifications import CAPTURE, OUTBOX, listen, notify
 
 log = structlog.get_logger(__name__)
+
+LONGEST_LINE_BYTES: Final = 65_536  # of a request's head; more than any id or alias takes
 
 
 class AddressTakenError(BridgeError):
@@ -122,10 +124,12 @@ class Worker:
         """Wake the lanes here; tell the other workers if some are theirs."""
         if not self._lanes.appended(appservice_ids):
             async with self._database.transaction() as conn:
-                await outbox.notify(conn)
+                await notify(conn, OUTBOX)
 
     async def _serve(self, which: str, app: web.Application, at: Endpoint) -> web.AppRunner:
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=5)
+        runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=5, max_line_size=LONGEST_LINE_BYTES
+        )
         await runner.setup()
         try:
             await web.TCPSite(runner, at.host, at.port, ssl_context=self._tls()).start()

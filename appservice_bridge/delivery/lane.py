@@ -11,7 +11,8 @@ from appservice_bridge.delivery.lease_clock import LeaseClock
 from appservice_bridge.domain.outcome import Acked, Refused, Unreachable
 from appservice_bridge.domain.policy import DeliveryPolicy
 from appservice_bridge.domain.transaction import AlteredTransactionError, Kind
-from appservice_bridge.storage import sealed as store
+from appservice_bridge.domain.waiting import set_within
+from appservice_bridge.storage import lanes
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
 from appservice_bridge.storage.leases import Lease, LeaseLostError
 from appservice_bridge.storage.sealed import Sealed
@@ -43,11 +44,11 @@ class Lane:
         self._clock = clock
         self._work = asyncio.Event()
         self._rest_until = 0.0
-        self._looked = False  # and found nothing; a wake may have come since
+        self._looked = False  # and found nothing; an append may have come since
         self._attempt = 0
         self._log = log.bind(appservice=lease.appservice_id)
 
-    def wake(self) -> None:
+    def look(self) -> None:
         """Something was appended; a lane that rests goes on resting."""
         self._work.set()
 
@@ -79,7 +80,7 @@ class Lane:
         self._work.clear()
         try:
             async with self._database.transaction() as conn:
-                state = await store.hold_lane(conn, self._lease)
+                state = await lanes.hold(conn, self._lease)
                 self._attempt = state.failed_attempts
                 self._rest_for(state.rest_seconds)
                 owed = await sealing.owed(conn, self._lease, self._policy, state)
@@ -88,7 +89,7 @@ class Lane:
         except AlteredTransactionError as error:
             self._log.error("transaction.altered", txn=error.txn_id)
             async with self._database.transaction() as conn:
-                await store.halt(conn, self._lease, outcome="altered")
+                await lanes.halt(conn, self._lease, outcome="altered")
             self._rest_for(float("inf"))
             return None
 
@@ -135,7 +136,7 @@ class Lane:
         word, status, asked = _told(outcome)
         rest = self._policy.backoff.rest(self._attempt, retry_after_seconds=asked)
         async with self._database.transaction() as conn:
-            due_in = await store.rest(
+            due_in = await lanes.rest(
                 conn,
                 self._lease,
                 rest_seconds=rest,
@@ -160,21 +161,19 @@ class Lane:
         return asyncio.get_running_loop().time() < self._rest_until
 
     async def _wait(self, stop: asyncio.Event) -> None:
-        """Until there may be work: an append, a wake, the end of the rest, or of the lane."""
+        """Until there may be work: an append, the end of the rest, or of the lane."""
         if stop.is_set():
             return
-        until: float | None = None
-        if self._rest_until < float("inf"):
-            until = self._rest_until if self._resting() else None
-            if until is None and not self._clock.holds:
-                until = asyncio.get_running_loop().time() + DATABASE_REST_SECONDS
-        try:
-            async with asyncio.timeout_at(until):
-                await self._work.wait()
+        if await set_within(self._work, self._nothing_due_seconds()):
             self._work.clear()
-        except TimeoutError:
-            pass
         self._looked = False
+
+    def _nothing_due_seconds(self) -> float:
+        """How long there is nothing to do unless someone says so; it may be infinite."""
+        rest = self._rest_until - asyncio.get_running_loop().time()
+        if rest > 0:
+            return rest
+        return float("inf") if self._clock.holds else DATABASE_REST_SECONDS
 
 
 def _told(outcome: Refused | Unreachable) -> tuple[str, int | None, float | None]:

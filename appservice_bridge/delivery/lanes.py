@@ -1,4 +1,4 @@
-"""All lanes that this worker holds: leases kept alive, free lanes claimed, due lanes woken."""
+"""All lanes that this worker holds: leases kept alive, free lanes claimed, rests ended."""
 
 import asyncio
 from collections.abc import Iterable, Mapping
@@ -14,14 +14,15 @@ from appservice_bridge.delivery.lane import Lane
 from appservice_bridge.delivery.lease_clock import LeaseClock
 from appservice_bridge.domain.policy import DeliveryPolicy
 from appservice_bridge.domain.registration import Registration
-from appservice_bridge.storage import leases as store
+from appservice_bridge.domain.waiting import set_within
+from appservice_bridge.storage import leases
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
 from appservice_bridge.storage.leases import Lease
 
 log = structlog.get_logger(__name__)
 
 LEASE_SECONDS: Final = 10.0
-LOOK_SECONDS: Final = 0.5  # how soon a wake or an append of another worker is seen
+LOOK_SECONDS: Final = 0.5  # how soon another worker's append, or end of a rest, is seen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +60,11 @@ class Lanes:
         return self._clock.holds
 
     def appended(self, appservice_ids: Iterable[str]) -> bool:
-        """Wake lanes whose outbox grew; False if one of them is served elsewhere."""
+        """Let lanes look whose outbox grew; False if one of them is served elsewhere."""
         here = [self._lanes.get(appservice_id) for appservice_id in appservice_ids]
         for lane in here:
             if lane is not None:
-                lane.wake()
+                lane.look()
         return None not in here
 
     async def run(self, stop: asyncio.Event, *, finish_seconds: float = 20.0) -> None:
@@ -84,7 +85,7 @@ class Lanes:
 
     async def _finish(self, seconds: float) -> None:
         for lane in self._lanes.values():
-            lane.wake()
+            lane.look()
         if self._serving:
             _, late = await asyncio.wait(self._serving, timeout=seconds)
             for task in late:
@@ -96,10 +97,10 @@ class Lanes:
             asked_at = clock()
             try:
                 async with self._database.transaction() as conn:
-                    await store.renew(
+                    await leases.renew(
                         conn, self._worker_id, name=self._name, lease_seconds=LEASE_SECONDS
                     )
-                    await store.forget_dead(conn)
+                    await leases.forget_dead(conn)
             except DatabaseUnavailableError as error:
                 log.warning("leases.not_renewed", reason=error.reason)
                 await asyncio.sleep(0.5)
@@ -113,25 +114,18 @@ class Lanes:
             try:
                 if self._clock.holds:
                     await self._claim_free(group, stop)
-                    await self._wake_due()
+                    await self._end_due_rests()
             except DatabaseUnavailableError as error:
                 log.warning("lanes.rest", reason=error.reason)
-            await self._pause()
-
-    async def _pause(self) -> None:
-        try:
-            async with asyncio.timeout(LOOK_SECONDS):
-                await self.changed.wait()
-        except TimeoutError:
-            return
+            await set_within(self.changed, LOOK_SECONDS)
 
     async def _claim_free(self, group: asyncio.TaskGroup, stop: asyncio.Event) -> None:
         wanted = sorted(self._destinations.keys() - self._lanes.keys())
         if not wanted:
             return
         async with self._database.transaction() as conn:
-            leases = await store.claim(conn, self._worker_id, wanted)
-        for lease in leases:
+            claimed = await leases.claim(conn, self._worker_id, wanted)
+        for lease in claimed:
             lane = self._lane(lease)
             self._lanes[lease.appservice_id] = lane
             name = f"lane:{lease.appservice_id}"
@@ -146,9 +140,9 @@ class Lanes:
         finally:
             del self._lanes[appservice_id]
 
-    async def _wake_due(self) -> None:
+    async def _end_due_rests(self) -> None:
         async with self._database.transaction() as conn:
-            due = await store.lanes_with_work(conn, self._worker_id)
+            due = await leases.lanes_with_work(conn, self._worker_id)
         for appservice_id in due:
             if lane := self._lanes.get(appservice_id):
                 lane.end_rest()
@@ -156,7 +150,7 @@ class Lanes:
     async def _hand_back(self) -> None:
         try:
             async with self._database.transaction() as conn:
-                await store.release(conn, self._worker_id)
+                await leases.release(conn, self._worker_id)
         except DatabaseUnavailableError as error:
             log.warning("leases.not_handed_back", reason=error.reason)
 

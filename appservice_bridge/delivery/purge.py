@@ -5,7 +5,8 @@ from typing import Final
 
 import structlog
 
-from appservice_bridge.storage import outbox as store
+from appservice_bridge.domain.waiting import set_within
+from appservice_bridge.storage import outbox
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
 
 log = structlog.get_logger(__name__)
@@ -21,26 +22,22 @@ async def run_purge(database: Database, stop: asyncio.Event) -> None:
             await purge_once(database, stop)
         except DatabaseUnavailableError as error:
             log.warning("purge.rests", reason=error.reason)
-        try:
-            async with asyncio.timeout(EVERY_SECONDS):
-                await stop.wait()
-        except TimeoutError:
-            continue
+        await set_within(stop, EVERY_SECONDS)
 
 
 async def purge_once(database: Database, stop: asyncio.Event) -> int:
     """One round over all lanes, or until `stop` is set; returns the number of items deleted."""
     async with database.transaction() as conn:
-        lanes = await store.purgeable(conn)
+        lanes = await outbox.purgeable(conn)
     purged = 0
     for lane in lanes:
         low = lane.purged_to
         while low < lane.acked_to and not stop.is_set():
             upto = min(low + BATCH, lane.acked_to)
-            step = store.Delivered(
+            step = outbox.Purgeable(
                 appservice_id=lane.appservice_id, purged_to=low, acked_to=lane.acked_to
             )
             async with database.transaction() as conn:
-                purged += await store.purge(conn, step, upto=upto)
+                purged += await outbox.purge(conn, step, upto=upto)
             low = upto
     return purged

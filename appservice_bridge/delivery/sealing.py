@@ -1,15 +1,18 @@
 """Cuts the next transaction from an outbox and freezes it."""
 
+from collections.abc import Sequence
+
 from appservice_bridge.domain.policy import DeliveryPolicy
-from appservice_bridge.domain.transaction import BUILDER, frame_for, within_limits
-from appservice_bridge.storage import sealed as store
+from appservice_bridge.domain.transaction import BUILDER, Item, frame_for, within_limits
+from appservice_bridge.storage import lanes, outbox, sealed
 from appservice_bridge.storage.database import Connection
+from appservice_bridge.storage.lanes import LaneState
 from appservice_bridge.storage.leases import Lease
 from appservice_bridge.storage.sealed import Sealed, count_kinds
 
 
 async def owed(
-    conn: Connection, lease: Lease, policy: DeliveryPolicy, state: store.LaneState
+    conn: Connection, lease: Lease, policy: DeliveryPolicy, state: LaneState
 ) -> Sealed | None:
     """The transaction in flight, else the next one, sealed now; None if nothing waits.
 
@@ -18,40 +21,38 @@ async def owed(
         AlteredTransactionError: the one in flight is not what was sealed.
     """
     if state.sealed_to > state.acked_to:
-        return await store.in_flight(conn, lease)
+        return await sealed.in_flight(conn, lease)
     return await _seal_next(conn, lease, policy, state)
 
 
 async def ack_and_seal_next(
-    conn: Connection, lease: Lease, policy: DeliveryPolicy, sealed: Sealed, *, status: int
+    conn: Connection, lease: Lease, policy: DeliveryPolicy, taken: Sealed, *, status: int
 ) -> Sealed | None:
     """Let go of what was taken and freeze what follows, in one DB transaction.
 
     Raises:
         LeaseLostError: someone else holds the lane.
     """
-    await store.ack(conn, lease, sealed, status=status)
-    return await owed(conn, lease, policy, await store.hold_lane(conn, lease))
+    await sealed.ack(conn, lease, taken, status=status)
+    return await owed(conn, lease, policy, await lanes.hold(conn, lease))
 
 
 async def _seal_next(
-    conn: Connection, lease: Lease, policy: DeliveryPolicy, state: store.LaneState
+    conn: Connection, lease: Lease, policy: DeliveryPolicy, state: LaneState
 ) -> Sealed | None:
-    waiting = await store.next_items(
-        conn, lease, state, max_items=policy.max_items, max_bytes=policy.max_body_bytes
+    waiting = await outbox.next_items(
+        conn,
+        lease.appservice_id,
+        after=state.sealed_to,
+        max_items=policy.max_items,
+        max_bytes=policy.max_body_bytes,
     )
     if not waiting:
         return None
-    fitting = within_limits(
-        waiting,
-        max_items=policy.max_items,
-        max_body_bytes=policy.max_body_bytes,
-        profile=policy.profile,
-    )
-    items = waiting[:fitting]
+    items = _first_that_fit(waiting, policy)
     kinds = count_kinds(items)
     frame = frame_for(kinds, policy.profile)
-    sealed = Sealed(
+    following = Sealed(
         number=state.next_number,
         txn_id=f"ab{state.epoch}-{state.next_number}",
         first_position=items[0].position,
@@ -59,5 +60,15 @@ async def _seal_next(
         kinds=kinds,
         body=frame.splice(items),
     )
-    await store.insert(conn, lease, sealed, frame, builder=BUILDER)
-    return sealed
+    await sealed.insert(conn, lease, following, frame, builder=BUILDER)
+    return following
+
+
+def _first_that_fit(waiting: Sequence[Item], policy: DeliveryPolicy) -> Sequence[Item]:
+    fitting = within_limits(
+        waiting,
+        max_items=policy.max_items,
+        max_body_bytes=policy.max_body_bytes,
+        profile=policy.profile,
+    )
+    return waiting[:fitting]

@@ -68,17 +68,19 @@ def members(text: str, *, any_depth: bool = False) -> dict[str, str]:
         at = _after(text, at, ",")
 
 
-def elements(text: str) -> list[str]:
+def elements(text: str, *, most: int) -> list[str]:
     """The elements of an array, each as it was written; those that nest too deeply, too.
 
     Raises:
-        MalformedError: not an array, or not JSON.
+        MalformedError: not an array, or not JSON, or of more elements than `most`.
     """
     found: list[str] = []
     at = _opened(text, "[", "array")
     if text[at : at + 1] == "]":
         return _closed(text, at, found)
     while True:
+        if len(found) == most:
+            raise MalformedError(f"more than {most} elements")
         end = value_end(text, at, any_depth=True)
         found.append(text[at:end])
         at = _skip(text, end)

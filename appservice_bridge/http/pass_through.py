@@ -1,4 +1,4 @@
-"""Questions of the homeserver that only the appservice can answer, asked with its own token."""
+"""Queries of the homeserver that only the appservice can answer, asked with its own token."""
 
 from typing import Final
 from urllib.parse import quote, unquote
@@ -64,7 +64,7 @@ async def _handed_back(response: aiohttp.ClientResponse) -> web.Response:
 
 def _failed(registration: Registration, status: int, errcode: str, message: str) -> web.Response:
     """Our own answer, with the code that the specification has for such a ping."""
-    log.warning("question.failed", appservice=registration.id, status=status)
+    log.warning("query.failed", appservice=registration.id, status=status)
     return error(status, errcode, message)
 
 
@@ -72,8 +72,8 @@ def _target(registration: Registration, request: web.Request) -> URL:
     """The same path and query at the appservice's own url, as they were encoded, less the token."""
     path = request.rel_url.raw_path.split("/", 3)[3]  # behind '', 'appservice' and id
     parts = request.rel_url.raw_query_string.split("&")
-    query = "&".join(part for part in parts if unquote(part.split("=")[0]) != "access_token")
-    target = f"{registration.url}/{path}" + (f"?{query}" if query else "")
+    kept = "&".join(part for part in parts if unquote(part.split("=")[0]) != "access_token")
+    target = f"{registration.url}/{path}" + (f"?{kept}" if kept else "")
     return URL(quote(target, safe=_ASCII), encoded=True)
 
 

@@ -12,11 +12,11 @@ from appservice_bridge.domain.registration import Registration
 from appservice_bridge.http.answers import error, matrix_errors
 from appservice_bridge.http.pass_through import PassThrough
 from appservice_bridge.http.wake_homeserver import HomeserverWaker, is_own_ping
-from appservice_bridge.storage import capture_log
-from appservice_bridge.storage import intake as intake_store
-from appservice_bridge.storage import sealed as lane_store
+from appservice_bridge.storage import capture_log, dead_letters, lanes, ledger
+from appservice_bridge.storage.capture_log import CapturedKind
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
-from appservice_bridge.storage.intake import Buried
+from appservice_bridge.storage.dead_letters import Buried
+from appservice_bridge.storage.ledger import LedgerKey
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +31,7 @@ _QUERIES: Final = (
 
 
 class Relay:
-    """Stores transactions, and passes questions through to the appservice.
+    """Stores transactions, and passes queries through to the appservice.
 
     A transaction is answered 200 once it is committed, and 503 while nothing can be stored: the
     homeserver then keeps it. Anything else would block the homeserver's queue for ever. Dying
@@ -45,14 +45,14 @@ class Relay:
         delivered: Container[str],
         pass_through: PassThrough,
         waker: HomeserverWaker,
-        on_wake: Callable[[], None],
+        on_rest_ended: Callable[[], None],
     ) -> None:
         self._database = database
         self._registrations = registrations
         self._delivered = delivered
         self._pass_through = pass_through
         self._waker = waker
-        self._on_wake = on_wake
+        self._on_rest_ended = on_rest_ended
 
     def application(self) -> web.Application:
         """The routes, below `/appservice/{id}`."""
@@ -61,8 +61,8 @@ class Relay:
             app.router.add_put(_ROOT + prefix + _TRANSACTION, self._transaction)
         app.router.add_post(_ROOT + "/_matrix/app/v1/ping", self._ping)
         for path in _QUERIES:
-            app.router.add_get(_ROOT + path, self._question)
-        app.router.add_post(_ROOT + "/_matrix/app/unstable/{tail:(?s:.*)}", self._question)
+            app.router.add_get(_ROOT + path, self._query)
+        app.router.add_post(_ROOT + "/_matrix/app/unstable/{tail:(?s:.*)}", self._query)
         return app
 
     async def _transaction(self, request: web.Request) -> web.Response:
@@ -94,15 +94,17 @@ class Relay:
                 conn, registration.id, txn_id=txn_id, body=body
             )
             if not fresh:
-                key = (registration.id, "transaction", "repeated")
-                await intake_store.count(conn, {key: 1})
+                key = LedgerKey(registration.id, CapturedKind.TRANSACTION, "repeated")
+                await ledger.count(conn, {key: 1})
         log.debug("relay.stored", appservice=registration.id, bytes=len(body), fresh=fresh)
 
     async def _bury(self, appservice_id: str, reason: str) -> None:
-        dead = Buried(appservice_id=appservice_id, kind="transaction", reason=reason, payload=None)
+        kind = CapturedKind.TRANSACTION
+        dead = Buried(appservice_id=appservice_id, kind=kind, reason=reason, payload=None)
+        key = LedgerKey(appservice_id, kind, "buried")
         async with self._database.transaction() as conn:
-            await intake_store.bury(conn, [dead])
-            await intake_store.count(conn, {(appservice_id, "transaction", "buried"): 1})
+            await dead_letters.bury(conn, [dead])
+            await ledger.count(conn, {key: 1})
         log.error("relay.buried", appservice=appservice_id, reason=reason)
 
     async def _ping(self, request: web.Request) -> web.Response:
@@ -119,12 +121,12 @@ class Relay:
     async def _end_rest(self, appservice_id: str) -> None:
         try:
             async with self._database.transaction() as conn:
-                await lane_store.wake(conn, appservice_id)
+                await lanes.end_rest(conn, appservice_id)
         except DatabaseUnavailableError as unavailable:
             log.warning("relay.wake_lost", appservice=appservice_id, reason=unavailable.reason)
-        self._on_wake()
+        self._on_rest_ended()
 
-    async def _question(self, request: web.Request) -> web.Response:
+    async def _query(self, request: web.Request) -> web.Response:
         registration = self._authenticated(request)
         if isinstance(registration, web.Response):
             return registration

@@ -7,14 +7,13 @@ from typing import Final, Protocol
 import structlog
 
 from appservice_bridge.domain.owners import Owners
-from appservice_bridge.storage import intake as intake_store
-from appservice_bridge.storage import registrations as store
+from appservice_bridge.storage import foreign_users, registrations
 from appservice_bridge.storage.database import Connection, Database
 
 log = structlog.get_logger(__name__)
 
 PAGE: Final = 10_000
-LONGEST_TRANSACTION_SECONDS: Final = 60.0
+LONGEST_DB_TRANSACTION_SECONDS: Final = 60.0
 
 
 class PageOfUsers(Protocol):
@@ -31,10 +30,10 @@ async def announce(database: Database, owners: Owners, *, epoch: str) -> list[st
     nothing; after it, the next start finds the same appservices not live.
     """
     async with database.transaction() as conn:
-        await store.set_digest(conn, owners.digest())
+        await registrations.set_digest(conn, owners.digest())
         waiting = await _announce_changed(conn, owners, epoch)
         if waiting:
-            await _each_page(conn, store.foreign_page, owners, store.remove_foreign, owned=True)
+            await _each_page(conn, foreign_users.page, owners, foreign_users.remove, owned=True)
     return waiting
 
 
@@ -45,21 +44,21 @@ async def go_live(database: Database, appservice_ids: Sequence[str]) -> None:
     """
     if not appservice_ids:
         return
-    await _outlive_open_transactions(database)
+    await _outlive_open_db_transactions(database)
     async with database.transaction() as conn:
-        live = await store.go_live(conn, appservice_ids)
+        live = await registrations.go_live(conn, appservice_ids)
     for appservice_id in live:
         log.info("appservice.live", appservice=appservice_id)
 
 
 async def seed_foreign(conn: Connection, owners: Owners, users_page: PageOfUsers) -> int:
     """Put the homeserver's users that nobody owns on the list of the foreign; returns how many."""
-    return await _each_page(conn, users_page, owners, intake_store.add_foreign, owned=False)
+    return await _each_page(conn, users_page, owners, foreign_users.add, owned=False)
 
 
 async def _announce_changed(conn: Connection, owners: Owners, epoch: str) -> list[str]:
-    await store.withdraw_others(conn, list(owners.registrations))
-    known = await store.announced(conn)
+    await registrations.withdraw_others(conn, list(owners.registrations))
+    known = await registrations.announced(conn)
     changed = [
         appservice_id
         for appservice_id in owners.registrations
@@ -67,7 +66,7 @@ async def _announce_changed(conn: Connection, owners: Owners, epoch: str) -> lis
     ]
     for appservice_id in changed:
         digest = owners.namespaces_digest(appservice_id)
-        await store.announce(conn, appservice_id, digest, epoch=epoch)
+        await registrations.announce(conn, appservice_id, digest, epoch=epoch)
     return changed
 
 
@@ -89,15 +88,15 @@ async def _each_page(
     return written
 
 
-async def _outlive_open_transactions(database: Database) -> None:
+async def _outlive_open_db_transactions(database: Database) -> None:
     """Wait until no DB transaction is left that may have begun before the list changed."""
     async with database.transaction() as conn:
-        left = await store.open_transactions(conn)
+        left = await registrations.open_db_transactions(conn)
     try:
-        async with asyncio.timeout(LONGEST_TRANSACTION_SECONDS):
+        async with asyncio.timeout(LONGEST_DB_TRANSACTION_SECONDS):
             while left:
                 await asyncio.sleep(0.05)
                 async with database.transaction() as conn:
-                    left &= await store.open_transactions(conn)
+                    left &= await registrations.open_db_transactions(conn)
     except TimeoutError:
-        log.warning("appservice.live_with_old_transactions", left=len(left))
+        log.warning("appservice.live_with_old_db_transactions", left=len(left))

@@ -5,7 +5,8 @@ from typing import Final
 
 import structlog
 
-from appservice_bridge.storage import memory
+from appservice_bridge.domain.waiting import set_within
+from appservice_bridge.storage import repeats
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
 
 log = structlog.get_logger(__name__)
@@ -19,12 +20,8 @@ async def run_forgetting(database: Database, stop: asyncio.Event) -> None:
         pause = EVERY_SECONDS
         try:
             async with database.transaction() as conn:
-                if await memory.forget(conn) >= memory.BATCH:
+                if await repeats.forget(conn) >= repeats.BATCH:
                     pause = 0.1
         except DatabaseUnavailableError as error:
             log.warning("forgetting.rests", reason=error.reason)
-        try:
-            async with asyncio.timeout(pause):
-                await stop.wait()
-        except TimeoutError:
-            continue
+        await set_within(stop, pause)

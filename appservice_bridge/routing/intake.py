@@ -1,6 +1,7 @@
 """The one consumer of the capture log: route, tell repeats, append, consume, commit."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -8,14 +9,23 @@ from typing import Final
 import structlog
 
 from appservice_bridge.domain.owners import Owners
-from appservice_bridge.routing.sorting import Candidate, sort_rows
-from appservice_bridge.storage import intake as store
+from appservice_bridge.domain.waiting import set_within
+from appservice_bridge.routing.route import Candidate, route_rows
+from appservice_bridge.storage import (
+    capture_log,
+    dead_letters,
+    foreign_users,
+    ledger,
+    outbox,
+    repeats,
+)
 from appservice_bridge.storage.database import (
     Connection,
     Database,
     DatabaseUnavailableError,
     RefusedRowError,
 )
+from appservice_bridge.storage.ledger import LedgerKey
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +65,7 @@ class Intake:
         self._digest = owners.digest()
         self._on_append = on_append
         self._max_rows = MAX_ROWS
+        self._first_seq: int | None = None
         self.wake = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -73,14 +84,7 @@ class Intake:
                 if sweep and passed.done:
                     sweep_at = clock() + SWEEP_SECONDS
             if passed.done:
-                await self._wait()
-
-    async def _wait(self) -> None:
-        try:
-            async with asyncio.timeout(POLL_SECONDS):
-                await self.wake.wait()
-        except TimeoutError:
-            return
+                await set_within(self.wake, POLL_SECONDS)
 
     async def consume_once(self, *, sweep: bool = False) -> Passed:
         """One pass over the log.
@@ -101,31 +105,32 @@ class Intake:
         return passed
 
     async def _pass(self, conn: Connection, *, sweep: bool) -> Passed:
-        gate = await store.hold_gate(conn, self._digest)
+        gate = await capture_log.hold_gate(conn, self._digest)
         if gate is None:
-            if sweep and not await store.same_registrations(conn, self._digest):
+            if sweep and not await capture_log.same_registrations(conn, self._digest):
                 log.warning("intake.other_registrations", mend="give all workers the same")
             return Passed()
-        batch = await store.read_log(
+        batch = await capture_log.read(
             conn, gate, max_rows=self._max_rows, max_bytes=MAX_BYTES, sweep=sweep
         )
         if not batch.rows and not any(gap.settled for gap in gate.gaps):
             return Passed()
+        self._first_seq = batch.rows[0].seq if batch.rows else None
         appended = await self._route(conn, batch)
-        await store.consume(conn, batch)
+        await capture_log.consume(conn, batch)
         return Passed(appended=frozenset(appended), done=batch.whole)
 
-    async def _route(self, conn: Connection, batch: store.Batch) -> set[str]:
-        found = sort_rows(batch.rows, self._owners)
-        inbox_keys, event_keys = found.inbox_keys(), found.event_keys()
-        fresh_inbox = await store.take(conn, inbox_keys) if inbox_keys else set()
-        fresh_events = await store.first_seen(conn, event_keys) if event_keys else set()
-        new = found.only_new(fresh_inbox | fresh_events)
-        if found.foreign:
-            await store.add_foreign(conn, found.foreign)
-        appended = await _append(conn, new, found.counts)
-        if found.counts:
-            await store.count(conn, found.counts)
+    async def _route(self, conn: Connection, batch: capture_log.Batch) -> set[str]:
+        routing = route_rows(batch.rows, self._owners)
+        inbox_keys, event_keys = routing.inbox_keys(), routing.event_keys()
+        fresh_inbox = await repeats.take(conn, inbox_keys) if inbox_keys else set()
+        fresh_events = await repeats.first_seen(conn, event_keys) if event_keys else set()
+        new = routing.only_new(fresh_inbox | fresh_events)
+        if routing.foreign:
+            await foreign_users.add(conn, routing.foreign)
+        appended = await _append(conn, new, routing.counts)
+        if routing.counts:
+            await ledger.count(conn, routing.counts)
         return appended
 
     async def _halve_or_bury(self, error: RefusedRowError, *, sweep: bool) -> Passed:
@@ -134,29 +139,37 @@ class Intake:
             self._max_rows //= 2
             return Passed(done=False)
         async with self._database.transaction() as conn:
-            gate = await store.hold_gate(conn, self._digest)
+            gate = await capture_log.hold_gate(conn, self._digest)
             if gate is not None:
-                batch = await store.read_log(
+                batch = await capture_log.read(
                     conn, gate, max_rows=1, max_bytes=MAX_BYTES, sweep=sweep
                 )
-                await store.bury_rows(conn, batch, reason=error.reason)
-                log.error("intake.buried", reason=error.reason, rows=len(batch.rows))
+                await self._bury(conn, batch, error)
         return Passed(done=False)
 
+    async def _bury(
+        self, conn: Connection, batch: capture_log.Batch, error: RefusedRowError
+    ) -> None:
+        """Bury the row that was refused, unless another worker did; and keep it from coming back.
 
-async def _append(
-    conn: Connection, new: list[Candidate], counts: dict[tuple[str, str, str], int]
-) -> set[str]:
+        It is taken, so that the reconciler does not find it in the inbox again and again.
+        """
+        if not batch.rows or batch.rows[0].seq != self._first_seq:
+            return
+        await dead_letters.bury_rows(conn, batch, reason=error.reason)
+        row = batch.rows[0]
+        if row.user_id is not None and row.device_id is not None and row.stream_id is not None:
+            await repeats.take(conn, [repeats.InboxKey(row.user_id, row.device_id, row.stream_id)])
+        log.error("intake.buried", reason=error.reason)
+
+
+async def _append(conn: Connection, new: list[Candidate], counts: Counter[LedgerKey]) -> set[str]:
     routed = [item for candidate in new for item in candidate.routed]
     buried = [item for candidate in new for item in candidate.buried]
-    for item in routed:
-        key = (item.appservice_id, item.kind, "routed")
-        counts[key] = counts.get(key, 0) + 1
-    for dead in buried:
-        key = (dead.appservice_id, dead.kind, "buried")
-        counts[key] = counts.get(key, 0) + 1
+    counts.update(LedgerKey(item.appservice_id, item.kind, "routed") for item in routed)
+    counts.update(LedgerKey(item.appservice_id, item.kind, "buried") for item in buried)
     if routed:
-        await store.append(conn, routed)
+        await outbox.append(conn, routed)
     if buried:
-        await store.bury(conn, buried)
+        await dead_letters.bury(conn, buried)
     return {item.appservice_id for item in routed}

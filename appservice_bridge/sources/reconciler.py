@@ -5,13 +5,15 @@ from typing import Final
 
 import structlog
 
-from appservice_bridge.storage import capture_log, inbox, intake
+from appservice_bridge.domain.waiting import set_within
+from appservice_bridge.storage import inbox, ledger, notifications
+from appservice_bridge.storage.capture_log import CapturedKind
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
 
 log = structlog.get_logger(__name__)
 
 EVERY_SECONDS: Final = 30.0
-FLOOR_REST_SECONDS: Final = 600.0
+FLOOR_SETTLE_SECONDS: Final = 600.0
 BATCH: Final = 1000
 
 
@@ -27,22 +29,16 @@ async def run_reconciler(
             await reconcile_once(database)
         except DatabaseUnavailableError as error:
             log.warning("reconciler.rests", reason=error.reason)
-        try:
-            async with asyncio.timeout(every_seconds):
-                await stop.wait()
-        except TimeoutError:
-            continue
+        await set_within(stop, every_seconds)
 
 
 async def reconcile_once(
-    database: Database, *, floor_rest_seconds: float = FLOOR_REST_SECONDS
+    database: Database, *, floor_settle_seconds: float = FLOOR_SETTLE_SECONDS
 ) -> int:
     """One comparison; returns how many messages the triggers had left out."""
     found = 0
-    while appended := await _append_missed(database):
+    while appended := await _append_missed(database, floor_settle_seconds):
         found += appended
-    async with database.transaction() as conn:
-        await inbox.move_floor(conn, rest_seconds=floor_rest_seconds)
     while True:
         async with database.transaction() as conn:
             if await inbox.forget_taken(conn, batch=BATCH) < BATCH:
@@ -50,12 +46,16 @@ async def reconcile_once(
     return found
 
 
-async def _append_missed(database: Database) -> int:
+async def _append_missed(database: Database, floor_settle_seconds: float) -> int:
+    """Append one batch; the floor moves only where the same look found nothing below it."""
     async with database.transaction() as conn:
         appended = await inbox.append_missed(conn, limit=BATCH)
-        if appended:
-            await intake.count(conn, {("", "to_device", "reconciled"): appended})
-            await capture_log.notify(conn)
+        if appended == 0:
+            await inbox.move_floor(conn, settle_seconds=floor_settle_seconds)
+        elif appended is not None:
+            key = ledger.LedgerKey("", CapturedKind.TO_DEVICE, "reconciled")
+            await ledger.count(conn, {key: appended})
+            await notifications.notify(conn, notifications.CAPTURE)
     if appended:
         log.warning("reconciler.found", messages=appended)
     return appended or 0

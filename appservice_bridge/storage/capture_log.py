@@ -1,8 +1,14 @@
 """The one log that everything comes in through: appended to by many, consumed by intake alone."""
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
 from typing import Final
 
+from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.storage import notifications
 from appservice_bridge.storage.database import Connection
 
 # The digest is written first: it gives the DB transaction its id before the log's number is
@@ -18,10 +24,132 @@ insert into capture_log (kind, appservice_id, body)
 select 'transaction', appservice_id, $3 from fresh
 """
 
-NOTIFY: Final = """
--- capture_log.notify
-select pg_notify('appservice_bridge_capture', '')
+HOLD_GATE: Final = """
+-- capture_log.hold_gate: skip locked is for the gate alone; where order matters nothing is skipped
+select head from intake_gate where registrations_digest = $1 for update skip locked
 """
+
+SAME_REGISTRATIONS: Final = """
+-- capture_log.same_registrations
+select registrations_digest is not distinct from $1 from intake_gate
+"""
+
+GAPS: Final = """
+-- capture_log.gaps: after ten minutes a gap is left to the sweep
+select first_seq, last_seq, settled_by is null as undated,
+       coalesce(settled_by < pg_snapshot_xmin(pg_current_snapshot()), false)
+       or seen_at < clock_timestamp() - interval '10 minutes' as settled
+  from intake_gap order by first_seq
+"""
+
+DATE_GAPS: Final = """
+-- capture_log.date_gaps: this DB transaction is younger than every writer of what is not dated yet
+update intake_gap set settled_by = pg_current_xact_id() where settled_by is null
+"""
+
+READ: Final = """
+-- capture_log.read: in sequence order, as many as fit in $4 rows and $5 bytes, one at least
+select seq, kind, appservice_id, user_id, device_id, stream_id, body, captured_at
+  from (select l.*, sum(octet_length(body)) over (order by seq) - octet_length(body) as bytes_before
+          from ((select * from capture_log where seq > $1 order by seq limit $4)
+                union all
+                (select c.* from unnest($2::bigint[], $3::bigint[]) as g(first_seq, last_seq)
+                  cross join lateral (select * from capture_log
+                                       where seq between g.first_seq and g.last_seq
+                                       order by seq limit $4) c)
+                order by seq limit $4) l) r
+ where bytes_before < $5
+ order by seq
+"""
+
+CONSUME: Final = """
+-- capture_log.consume: returns how many were there to consume
+with gone as (delete from capture_log where seq = any($1::bigint[]) returning seq),
+     moved as (update intake_gate
+                  set head = greatest(head, $2), last_intake_at = clock_timestamp())
+select count(*) from gone
+"""
+
+FORGET_GAPS: Final = """
+-- capture_log.forget_gaps
+delete from intake_gap where first_seq = any($1::bigint[])
+"""
+
+ADD_GAPS: Final = """
+-- capture_log.add_gaps
+insert into intake_gap (first_seq, last_seq)
+select first_seq, last_seq
+  from unnest($1::bigint[], $2::bigint[]) as g(first_seq, last_seq)
+"""
+
+
+class CapturedKind(StrEnum):
+    """What a row of the log holds; a newer release may have written others."""
+
+    TO_DEVICE = "to_device"
+    TRANSACTION = "transaction"
+
+
+class LogConsumedElsewhereError(BridgeError):
+    """Rows of the log went away while its gate was held; roll back, and end the worker.
+
+    Nobody but intake consumes the log, so this is a fault of ours or another hand in the tables.
+    """
+
+    def __init__(self, read: int, found: int) -> None:
+        super().__init__(f"the capture log has another consumer: read {read} rows, found {found}")
+        self.read = read
+        self.found = found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """Numbers of the log that were drawn but not there to read; both ends belong to it."""
+
+    first_seq: int
+    last_seq: int
+    settled: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """Where the log was left: all up to `head` is consumed, but for what lies in `gaps`."""
+
+    head: int
+    gaps: tuple[Gap, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Captured:
+    """One row of the capture log.
+
+    Attributes:
+        kind: one of `CapturedKind`, or what a newer release wrote.
+        body: of a to-device message Synapse's message_json, of a transaction the request's.
+        stream_id: with user and device the key of a row in the homeserver's inbox.
+    """
+
+    seq: int
+    kind: str
+    appservice_id: str | None
+    user_id: str | None
+    device_id: str | None
+    stream_id: int | None
+    body: bytes = field(repr=False)
+    captured_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What one pass of intake takes from the log.
+
+    Attributes:
+        whole: nothing that was there to read is left behind.
+    """
+
+    gate: Gate
+    rows: tuple[Captured, ...]
+    whole: bool
 
 
 async def append_transaction(
@@ -32,10 +160,69 @@ async def append_transaction(
     done = await conn.execute(APPEND_TRANSACTION, appservice_id, digest.digest(), body)
     fresh = done == "INSERT 0 1"
     if fresh:
-        await notify(conn)
+        await notifications.notify(conn, notifications.CAPTURE)
     return fresh
 
 
-async def notify(conn: Connection) -> None:
-    """Wake whoever runs intake when this DB transaction commits; a courtesy, it looks anyway."""
-    await conn.execute(NOTIFY)
+async def hold_gate(conn: Connection, registrations_digest: bytes) -> Gate | None:
+    """Become the one intake until the DB transaction ends; None if another is.
+
+    The gaps are read after the gate is held and before the log is: a gap found settled here is
+    read once more before it is forgotten, so that a writer who ended in between is not missed.
+    """
+    head = await conn.fetchval(HOLD_GATE, registrations_digest)
+    if head is None:
+        return None
+    rows = await conn.fetch(GAPS)
+    if any(row["undated"] for row in rows):
+        await conn.execute(DATE_GAPS)
+    gaps = tuple(
+        Gap(first_seq=row["first_seq"], last_seq=row["last_seq"], settled=row["settled"])
+        for row in rows
+    )
+    return Gate(head=head, gaps=gaps)
+
+
+async def same_registrations(conn: Connection, registrations_digest: bytes) -> bool:
+    """Whether the worker that started last has these registrations, too."""
+    return bool(await conn.fetchval(SAME_REGISTRATIONS, registrations_digest))
+
+
+async def read(
+    conn: Connection, gate: Gate, *, max_rows: int, max_bytes: int, sweep: bool = False
+) -> Batch:
+    """The next rows in sequence order; a sweep looks below the head, too, whatever the gaps say."""
+    after = 0 if sweep else gate.head
+    firsts = [] if sweep else [gap.first_seq for gap in gate.gaps]
+    lasts = [] if sweep else [gap.last_seq for gap in gate.gaps]
+    records = await conn.fetch(READ, after, firsts, lasts, max_rows, max_bytes)
+    rows = tuple(Captured(**record) for record in records)
+    size = sum(len(row.body) for row in rows)
+    return Batch(gate=gate, rows=rows, whole=len(rows) < max_rows and size < max_bytes)
+
+
+async def consume(conn: Connection, batch: Batch) -> None:
+    """Delete what was read, remember the numbers in between, and move the head.
+
+    Raises:
+        LogConsumedElsewhereError: a row was gone.
+    """
+    head, seqs = batch.gate.head, [row.seq for row in batch.rows]
+    gone = await conn.fetchval(CONSUME, seqs, max(seqs, default=head))
+    if gone != len(seqs):
+        raise LogConsumedElsewhereError(len(seqs), gone)
+    settled = [gap.first_seq for gap in batch.gate.gaps if gap.settled]
+    if settled and batch.whole:
+        await conn.execute(FORGET_GAPS, settled)
+    if fresh := missing_numbers(head, [seq for seq in seqs if seq > head]):
+        await conn.execute(ADD_GAPS, [gap[0] for gap in fresh], [gap[1] for gap in fresh])
+
+
+def missing_numbers(head: int, seqs: Sequence[int]) -> list[tuple[int, int]]:
+    """The ranges above `head` that ascending `seqs` leave out, up to the last of them."""
+    ranges = []
+    for seq in seqs:
+        if seq > head + 1:
+            ranges.append((head + 1, seq - 1))
+        head = seq
+    return ranges

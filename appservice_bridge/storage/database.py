@@ -1,6 +1,7 @@
 """Connections to Postgres: a pool, and one kind of error for a database that cannot be used now."""
 
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final, Self, TypeAlias
@@ -14,9 +15,10 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 
 # Outages by sqlstate class: connection, resources, operator intervention, system; and by
-# code: deadlock, serialization, lock not available, read-only (an old primary), idle too long.
+# code: deadlock, serialization, lock not available, read-only (an old primary), idle too long,
+# database not there or closed (in the midst of a restore).
 _OUTAGE_CLASSES: Final = ("08", "53", "57", "58")
-_OUTAGE_CODES: Final = frozenset({"40001", "40P01", "55P03", "25006", "25P03"})
+_OUTAGE_CODES: Final = frozenset({"40001", "40P01", "55P03", "25006", "25P03", "3D000", "55000"})
 
 _SETTINGS: Final = {
     "application_name": "appservice_bridge",
@@ -31,8 +33,21 @@ _SETTINGS: Final = {
     "search_path": "appservice_bridge",
     "statement_timeout": "30s",
     "synchronous_commit": "on",
+    # A worker that is frozen while it reads would else hold what it has locked without limit.
+    "tcp_user_timeout": "15s",
     "timezone": "UTC",
 }
+
+
+QUOTED: Final = """
+-- database.quoted
+select quote_ident($1)
+"""
+
+IN_RECOVERY: Final = """
+-- database.in_recovery
+select pg_is_in_recovery()
+"""
 
 
 class DatabaseUnavailableError(BridgeError):
@@ -114,11 +129,15 @@ async def connect(dsn: str) -> Connection:
 
 
 def _not_connected(dsn: str, error: Exception) -> BridgeError:
+    if isinstance(error, asyncpg.InvalidCatalogNameError):
+        return DatabaseFaultError(str(error))
     if isinstance(error, asyncpg.PostgresError):
         return _named_by_state(error)
     where = urlsplit(dsn).netloc.rpartition("@")[2] or "its local socket"
     number = getattr(error, "errno", None)
-    what = os.strerror(number) if number else type(error).__name__
+    what = os.strerror(number) if number and number > 0 else type(error).__name__
+    if isinstance(error, socket.gaierror):
+        what = "no such host"
     return DatabaseUnavailableError(f"no answer from {where} ({what}); does Postgres run there?")
 
 
@@ -130,7 +149,7 @@ async def ensure_database(dsn: str, name: str) -> bool:
     """
     conn = await connect(dsn)
     try:
-        quoted = await conn.fetchval("select quote_ident($1)", name)
+        quoted = await conn.fetchval(QUOTED, name)
         await conn.execute(f"create database {quoted}")
     except asyncpg.DuplicateDatabaseError:
         return False
@@ -141,6 +160,31 @@ async def ensure_database(dsn: str, name: str) -> bool:
 
 async def _as_it_is(_conn: object) -> None:
     """Spare a round trip per DB transaction: no session of ours is ever changed but locally."""
+
+
+async def _pool(
+    dsn: str,
+    on_connect: Callable[[Connection], Awaitable[object]] | None,
+    max_connections: int,
+) -> Pool:
+    async def init(conn: Connection) -> None:
+        if on_connect is not None:
+            await on_connect(conn)
+
+    try:
+        return await asyncpg.create_pool(
+            dsn,
+            min_size=1,
+            max_size=max_connections,
+            init=init,
+            reset=_as_it_is,
+            max_queries=1_000_000_000,
+            server_settings=dict(_SETTINGS),
+            command_timeout=60,
+            timeout=10,
+        )
+    except Exception as error:
+        raise _not_connected(dsn, error) from None
 
 
 class Database:
@@ -164,25 +208,7 @@ class Database:
         Raises:
             DatabaseUnavailableError, DatabaseFaultError: the first connection fails.
         """
-
-        async def init(conn: Connection) -> None:
-            if on_connect is not None:
-                await on_connect(conn)
-
-        try:
-            pool = await asyncpg.create_pool(
-                dsn,
-                min_size=1,
-                max_size=max_connections,
-                init=init,
-                reset=_as_it_is,
-                max_queries=1_000_000_000,
-                server_settings=dict(_SETTINGS),
-                command_timeout=60,
-                timeout=10,
-            )
-        except Exception as error:
-            raise _not_connected(dsn, error) from None
+        pool = await _pool(dsn, on_connect, max_connections)
         try:
             yield cls(pool, dsn)
         finally:
@@ -213,5 +239,5 @@ class Database:
             DatabaseUnavailableError: not now.
         """
         async with self.transaction() as conn:
-            if await conn.fetchval("select pg_is_in_recovery()"):
+            if await conn.fetchval(IN_RECOVERY):
                 raise DatabaseUnavailableError("read only")

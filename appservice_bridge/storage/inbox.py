@@ -78,15 +78,14 @@ async def append_missed(conn: Connection, *, limit: int) -> int | None:
     return int(done.split()[2])
 
 
-async def move_floor(conn: Connection, *, rest_seconds: float) -> None:
+async def move_floor(conn: Connection, *, settle_seconds: float) -> None:
     """Raise the floor to what was noted so many seconds ago, and note where it may go next.
 
-    The bound is read before anything else, as its own statement: what it covers was then written.
+    Only in a DB transaction that holds the floor and found nothing to append. The bound is read
+    before the log's last number, as its own statement: what it covers was then written.
     """
-    if await conn.fetchval(HOLD_FLOOR) is None:
-        return
     bound = await conn.fetchval(BOUND)
-    await conn.execute(RAISE_FLOOR, rest_seconds)
+    await conn.execute(RAISE_FLOOR, settle_seconds)
     if bound is not None:
         await conn.execute(NOTE_FLOOR, bound)
 

@@ -16,12 +16,13 @@ on conflict (worker_id) do update set alive_until = excluded.alive_until
 """
 
 CLAIM: Final = """
--- leases.claim: lanes nobody holds, or whose worker no longer says that it is alive
+-- leases.claim: lanes nobody holds, or whose worker no longer says that it is alive, or that are
+-- this worker's and it does not know, for the answer to the claim's commit was lost
 update lane l
    set worker_id = $1, lease_token = l.lease_token + 1
   from (select appservice_id from lane
          where appservice_id = any($2::text[])
-           and (worker_id is null or not exists (
+           and (worker_id is null or worker_id = $1 or not exists (
                 select from worker w
                  where w.worker_id = lane.worker_id and w.alive_until > clock_timestamp()))
          order by appservice_id

@@ -33,6 +33,16 @@ create table if not exists appservice_bridge.schema_version (
 )
 """
 
+CREATE_SCHEMA: Final = """
+-- migrations.create_schema
+create schema if not exists appservice_bridge
+"""
+
+LOCK_VERSIONS: Final = """
+-- migrations.lock_versions
+lock table appservice_bridge.schema_version in exclusive mode
+"""
+
 APPLIED: Final = """
 -- migrations.applied
 select number from appservice_bridge.schema_version order by number
@@ -41,6 +51,12 @@ select number from appservice_bridge.schema_version order by number
 RECORD: Final = """
 -- migrations.record
 insert into appservice_bridge.schema_version (number, name) values ($1, $2)
+"""
+
+
+MISSING_GRANT: Final = """
+-- migrations.missing_grant
+select format('GRANT CREATE ON DATABASE %I TO %I;', current_database(), current_user)
 """
 
 
@@ -55,13 +71,18 @@ class SchemaTooNewError(BridgeError):
         self.known = known
 
 
+class SchemaForbiddenError(BridgeError):
+    """The role may not create a schema; the owner of the database must grant it."""
+
+    def __init__(self, grant: str) -> None:
+        super().__init__(f"the owner of the homeserver's database must run first:\n  {grant}")
+
+
 class SchemaOutdatedError(BridgeError):
     """Migrations are pending; nothing may run before they are applied."""
 
     def __init__(self, pending: list[int]) -> None:
-        super().__init__(
-            f"migrations pending: {pending}; run `appservice-bridge migrate`, or use --migrate"
-        )
+        super().__init__(f"migrations pending: {pending}; run `appservice-bridge migrate`")
         self.pending = pending
 
 
@@ -121,7 +142,7 @@ async def migrate(conn: Connection) -> list[int]:
         await conn.execute("set local search_path = appservice_bridge")
         await conn.execute("set local lock_timeout = 0")
         await conn.execute("set local statement_timeout = 0")  # an index on a full table takes long
-        await conn.execute("lock table appservice_bridge.schema_version in exclusive mode")
+        await conn.execute(LOCK_VERSIONS)
         numbers = await pending(conn)
         for number in numbers:
             file = known_migrations()[number]
@@ -134,8 +155,10 @@ async def _ensure_schema(conn: Connection) -> None:
     """Create schema and version table, unless someone else just did."""
     if await conn.fetchval(SCHEMA_EXISTS):
         return
-    for statement in ("create schema if not exists appservice_bridge", CREATE_VERSION_TABLE):
+    for statement in (CREATE_SCHEMA, CREATE_VERSION_TABLE):
         try:
             await conn.execute(statement)
         except _MADE_BY_ANOTHER:
             continue  # two created it at the same moment, and it is there
+        except asyncpg.InsufficientPrivilegeError:
+            raise SchemaForbiddenError(await conn.fetchval(MISSING_GRANT)) from None

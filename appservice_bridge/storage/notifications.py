@@ -7,13 +7,33 @@ from typing import Final
 import asyncpg
 import structlog
 
-from appservice_bridge.storage.database import DatabaseUnavailableError, connect
+from appservice_bridge.domain.waiting import set_within
+from appservice_bridge.storage.database import Connection, DatabaseUnavailableError, connect
 
 log = structlog.get_logger(__name__)
 
 CAPTURE: Final = "appservice_bridge_capture"
 OUTBOX: Final = "appservice_bridge_outbox"
 _CHECK_SECONDS: Final = 15.0
+
+NOTIFY: Final = """
+-- notifications.notify
+select pg_notify($1, '') where pg_notification_queue_usage() < 0.5
+"""
+
+CHECK: Final = """
+-- notifications.check: any answer will do
+select
+"""
+
+
+async def notify(conn: Connection, channel: str) -> None:
+    """Wake who listens on a channel when this DB transaction commits; a courtesy, they look anyway.
+
+    CAPTURE: the log grew, and intake may run. OUTBOX: an outbox grew whose lane another worker may
+    hold.
+    """
+    await conn.execute(NOTIFY, channel)
 
 
 async def listen(dsn: str, wakes: Mapping[str, Callable[[], None]], stop: asyncio.Event) -> None:
@@ -38,12 +58,8 @@ async def _listen_once(
         for channel, wake in wakes.items():
             await conn.add_listener(channel, lambda *_, wake=wake: wake())
             wake()
-        while not stop.is_set():
-            try:
-                async with asyncio.timeout(_CHECK_SECONDS):
-                    await stop.wait()
-            except TimeoutError:
-                await conn.execute("select", timeout=5)
+        while not await set_within(stop, _CHECK_SECONDS):
+            await conn.execute(CHECK, timeout=5)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise DatabaseUnavailableError(type(error).__name__) from None
     finally:

@@ -1,9 +1,52 @@
-"""The outbox behind the ack: purged by range, never without a lower bound."""
+"""What is routed and not yet acknowledged, in order; purged by range behind the ack."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final
 
+import asyncpg
+
+from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.domain.transaction import Item, Kind
 from appservice_bridge.storage.database import Connection
+
+APPEND: Final = """
+-- outbox.append: the next positions of each appservice, in the order given
+with item as (
+    select * from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[],
+                         $6::timestamptz[], $7::bytea[]) with ordinality
+        as i(appservice_id, kind, user_id, device_id, stream_id, captured_at, payload, place)
+), head as (
+    update outbox_head h set position = h.position + n.items
+      from (select appservice_id, count(*) as items from item group by appservice_id) n
+     where h.appservice_id = n.appservice_id
+    returning h.appservice_id, h.position - n.items as before
+)
+insert into outbox (appservice_id, position, kind, user_id, device_id, stream_id, captured_at,
+                    payload)
+select i.appservice_id,
+       head.before + row_number() over (partition by i.appservice_id order by i.place),
+       i.kind, i.user_id, i.device_id, i.stream_id, i.captured_at, i.payload
+  from item i join head using (appservice_id)
+"""
+
+NEXT_ITEMS: Final = """
+-- outbox.next_items: what is not sealed yet, up to $3 items and about $4 bytes
+select position, kind, payload
+  from (select o.*, sum(octet_length(payload)) over (order by position)
+                    - octet_length(payload) as bytes_before
+          from (select * from outbox where appservice_id = $1 and position > $2
+                 order by position limit $3) o) n
+ where bytes_before < $4
+ order by position
+"""
+
+SEALED_ITEMS: Final = """
+-- outbox.sealed_items
+select position, kind, payload from outbox
+ where appservice_id = $1 and position between $2 and $3 order by position
+"""
 
 PURGEABLE: Final = """
 -- outbox.purgeable
@@ -21,14 +64,34 @@ MOVE_PURGED: Final = """
 update lane set purged_to = $3 where appservice_id = $1 and purged_to = $2
 """
 
-NOTIFY: Final = """
--- outbox.notify
-select pg_notify('appservice_bridge_outbox', '')
-"""
+
+class OutboxMissingError(BridgeError):
+    """An appservice without an outbox was routed to; roll back, and end the worker.
+
+    Announcing makes the outbox of every registration that intake routes by, so this is a fault
+    of ours or another hand in the tables.
+    """
+
+    def __init__(self, appservice_ids: Sequence[str]) -> None:
+        super().__init__(f"routed to {', '.join(appservice_ids)}, and not all have an outbox")
+        self.appservice_ids = appservice_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Delivered:
+class Routed:
+    """One item on its way into the outbox of one appservice."""
+
+    appservice_id: str
+    kind: str
+    captured_at: datetime
+    payload: bytes = field(repr=False)
+    user_id: str | None = None
+    device_id: str | None = None
+    stream_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purgeable:
     """Positions above `purged_to` and up to `acked_to` are delivered and still stored."""
 
     appservice_id: str
@@ -36,19 +99,53 @@ class Delivered:
     acked_to: int
 
 
-async def purgeable(conn: Connection) -> list[Delivered]:
+async def append(conn: Connection, items: Sequence[Routed]) -> None:
+    """Give every item the next position of its appservice, in the order given.
+
+    Raises:
+        OutboxMissingError: an appservice was routed to that has none.
+    """
+    done = await conn.execute(
+        APPEND,
+        [item.appservice_id for item in items],
+        [item.kind for item in items],
+        [item.user_id for item in items],
+        [item.device_id for item in items],
+        [item.stream_id for item in items],
+        [item.captured_at for item in items],
+        [item.payload for item in items],
+    )
+    if done != f"INSERT 0 {len(items)}":
+        raise OutboxMissingError(sorted({item.appservice_id for item in items}))
+
+
+async def next_items(
+    conn: Connection, appservice_id: str, *, after: int, max_items: int, max_bytes: int
+) -> list[Item]:
+    """What waits above a position, in order: so many items at most, one more than so many bytes."""
+    rows = await conn.fetch(NEXT_ITEMS, appservice_id, after, max_items, max_bytes)
+    return [_item(row) for row in rows]
+
+
+async def sealed_items(
+    conn: Connection, appservice_id: str, *, first: int, last: int
+) -> list[Item]:
+    """The items of a sealed transaction, by its first and last position."""
+    return [_item(row) for row in await conn.fetch(SEALED_ITEMS, appservice_id, first, last)]
+
+
+def _item(row: asyncpg.Record) -> Item:
+    return Item(position=row["position"], kind=Kind(row["kind"]), payload=row["payload"])
+
+
+async def purgeable(conn: Connection) -> list[Purgeable]:
     """Where delivered items are still stored."""
-    return [Delivered(**row) for row in await conn.fetch(PURGEABLE)]
+    return [Purgeable(**row) for row in await conn.fetch(PURGEABLE)]
 
 
-async def purge(conn: Connection, delivered: Delivered, *, upto: int) -> int:
+async def purge(conn: Connection, delivered: Purgeable, *, upto: int) -> int:
     """Delete delivered items up to a position; returns how many. Another purger does no harm."""
     bounds = (delivered.appservice_id, delivered.purged_to, upto)
     done = await conn.execute(PURGE, *bounds)
     await conn.execute(MOVE_PURGED, *bounds)
     return int(done.split()[1])
-
-
-async def notify(conn: Connection) -> None:
-    """Tell workers that hold other lanes that an outbox grew; a courtesy, they look anyway."""
-    await conn.execute(NOTIFY)

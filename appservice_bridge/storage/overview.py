@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Final
 
 from appservice_bridge.storage.database import Connection
@@ -18,7 +19,7 @@ select l.appservice_id,
                  - extract(epoch from clock_timestamp())::float8) as rest_seconds,
        l.failed_attempts, l.failing_since, l.last_outcome, l.last_status, l.last_attempt_at,
        l.last_ack_at,
-       a.live_at is not null as live,
+       a.appservice_id is not null as registered, a.live_at is not null as live,
        (select w.name from worker w
          where w.worker_id = l.worker_id and w.alive_until > clock_timestamp()) as worker,
        (select count(*) from dead_letter d where d.appservice_id = l.appservice_id)
@@ -37,6 +38,28 @@ select count(*) from (select from capture_log limit 100000) c
 """
 
 
+class LaneCondition(StrEnum):
+    """What an operator is told first of a lane; the first that holds, in this order.
+
+    Attributes:
+        UNREGISTERED: no worker was started with its registration; what waits stays.
+        GOING_LIVE: facts of its users may still be left out by older DB transactions.
+        UNSERVED: no worker that is alive holds it.
+        HALTED: its seal does not hold, and an operator must look.
+        FAILING: the last attempt failed.
+        DELIVERING: something waits.
+        IDLE: nothing does.
+    """
+
+    UNREGISTERED = "unregistered"
+    GOING_LIVE = "going_live"
+    UNSERVED = "unserved"
+    HALTED = "halted"
+    FAILING = "failing"
+    DELIVERING = "delivering"
+    IDLE = "idle"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneView:
     """One lane as it is now.
@@ -45,7 +68,8 @@ class LaneView:
         waiting: items routed and not acknowledged.
         oldest_seconds: age of the oldest of them, since its capture; None if nothing waits.
         rest_seconds: until the next attempt; infinite for a lane that was halted.
-        live: its registration is in force and everything of its users is captured.
+        registered: its registration is in force.
+        live: and everything of its users is captured.
         worker: who serves it; None if no worker does.
     """
 
@@ -59,23 +83,26 @@ class LaneView:
     last_status: int | None
     last_attempt_at: datetime | None
     last_ack_at: datetime | None
+    registered: bool
     live: bool
     worker: str | None
     dead_letters: int
     delivered: int
 
     @property
-    def state(self) -> str:
+    def state(self) -> LaneCondition:
         """One word for it."""
+        if not self.registered:
+            return LaneCondition.UNREGISTERED
         if not self.live:
-            return "unregistered"
+            return LaneCondition.GOING_LIVE
         if self.worker is None:
-            return "unserved"
+            return LaneCondition.UNSERVED
         if self.rest_seconds == float("inf"):
-            return "halted"
+            return LaneCondition.HALTED
         if self.failed_attempts:
-            return "failing"
-        return "delivering" if self.waiting else "idle"
+            return LaneCondition.FAILING
+        return LaneCondition.DELIVERING if self.waiting else LaneCondition.IDLE
 
 
 async def lanes(conn: Connection) -> list[LaneView]:

@@ -1,12 +1,12 @@
-"""Makes the tables ready for a set of registrations, and finds users they now own."""
+"""The registrations that facts are routed by, and since when each is live."""
 
 from collections.abc import Sequence
 from typing import Final
 
 from appservice_bridge.storage.database import Connection
 
-HOLD_GATE: Final = """
--- registrations.hold_gate
+WAIT_FOR_GATE: Final = """
+-- registrations.wait_for_gate
 select from intake_gate for update
 """
 
@@ -32,6 +32,12 @@ WITHDRAW: Final = """
 delete from appservice where appservice_id <> all ($1::text[])
 """
 
+LOOK_AGAIN: Final = """
+-- registrations.look_again
+update appservice set live_at = null
+ where (select registrations_digest from intake_gate) is distinct from $1
+"""
+
 ADD_HEAD: Final = """
 -- registrations.add_head
 insert into outbox_head (appservice_id) values ($1) on conflict do nothing
@@ -42,18 +48,8 @@ ADD_LANE: Final = """
 insert into lane (appservice_id, epoch) values ($1, $2) on conflict do nothing
 """
 
-FOREIGN_PAGE: Final = """
--- registrations.foreign_page
-select user_id from foreign_user where user_id > $1 order by user_id limit $2
-"""
-
-REMOVE_FOREIGN: Final = """
--- registrations.remove_foreign
-delete from foreign_user where user_id = any($1::text[])
-"""
-
-OPEN_TRANSACTIONS: Final = """
--- registrations.open_transactions: everyone may read this view, whatever the rights
+OPEN_DB_TRANSACTIONS: Final = """
+-- registrations.open_db_transactions: everyone may read this view, whatever the rights
 select virtualtransaction from pg_locks where locktype = 'virtualxid' and pid <> pg_backend_pid()
 """
 
@@ -65,9 +61,9 @@ returning appservice_id
 """
 
 
-async def hold_gate(conn: Connection) -> None:
+async def wait_for_gate(conn: Connection) -> None:
     """No intake routes, and no registrations change, until the DB transaction ends."""
-    await conn.execute(HOLD_GATE)
+    await conn.execute(WAIT_FOR_GATE)
 
 
 async def set_digest(conn: Connection, digest: bytes) -> None:
@@ -90,24 +86,19 @@ async def announce(
     await conn.execute(ADD_LANE, appservice_id, epoch)
 
 
+async def look_again(conn: Connection, registrations_digest: bytes) -> None:
+    """Other registrations than the workers' put users down as foreign: look for them at a start."""
+    await conn.execute(LOOK_AGAIN, registrations_digest)
+
+
 async def withdraw_others(conn: Connection, appservice_ids: Sequence[str]) -> None:
     """All but these are registered no longer; what waits in their outboxes stays."""
     await conn.execute(WITHDRAW, appservice_ids)
 
 
-async def foreign_page(conn: Connection, *, after: str, size: int) -> list[str]:
-    """The next so many foreign users, ascending."""
-    return [row["user_id"] for row in await conn.fetch(FOREIGN_PAGE, after, size)]
-
-
-async def remove_foreign(conn: Connection, user_ids: Sequence[str]) -> None:
-    """These users are owned now; from the commit on new DB transactions capture them."""
-    await conn.execute(REMOVE_FOREIGN, user_ids)
-
-
-async def open_transactions(conn: Connection) -> frozenset[str]:
+async def open_db_transactions(conn: Connection) -> frozenset[str]:
     """The DB transactions that are open now, and may hold an older snapshot."""
-    rows = await conn.fetch(OPEN_TRANSACTIONS)
+    rows = await conn.fetch(OPEN_DB_TRANSACTIONS)
     return frozenset(row["virtualtransaction"] for row in rows)
 
 

@@ -1,10 +1,8 @@
-"""Sealed transactions and the lane's own row: every write is fenced by the lease's token."""
+"""Sealed transactions: every write is fenced by the lease's token."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
-
-import asyncpg
 
 from appservice_bridge.domain.transaction import (
     AlteredTransactionError,
@@ -13,38 +11,14 @@ from appservice_bridge.domain.transaction import (
     Kind,
     digest,
 )
+from appservice_bridge.storage import outbox
 from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.leases import Lease, LeaseLostError
 
-HOLD_LANE: Final = """
--- sealed.hold_lane
-select epoch, next_number, sealed_to, acked_to, failed_attempts,
-       greatest(0, extract(epoch from due_at)::float8
-                 - extract(epoch from clock_timestamp())::float8) as rest_seconds
-  from lane where appservice_id = $1 and lease_token = $2 for update
-"""
-
 IN_FLIGHT: Final = """
 -- sealed.in_flight: the oldest that is not acknowledged
-select number, txn_id, first_position, last_position, items, slots, frame, digest, builder
+select number, txn_id, first_position, last_position, slots, frame, digest
   from sealed where appservice_id = $1 order by number limit 1
-"""
-
-SEALED_ITEMS: Final = """
--- sealed.items
-select position, kind, payload from outbox
- where appservice_id = $1 and position between $2 and $3 order by position
-"""
-
-NEXT_ITEMS: Final = """
--- sealed.next_items: what is not sealed yet, up to $3 items and about $4 bytes
-select position, kind, payload
-  from (select o.*, sum(octet_length(payload)) over (order by position)
-                    - octet_length(payload) as bytes_before
-          from (select * from outbox where appservice_id = $1 and position > $2
-                 order by position limit $3) o) n
- where bytes_before < $4
- order by position
 """
 
 INSERT: Final = """
@@ -78,50 +52,6 @@ select appservice_id, n.kind, 'delivered', n.items
 on conflict (appservice_id, kind, outcome) do update set items = ledger.items + excluded.items
 """
 
-REST: Final = """
--- sealed.rest: a lane that was woken during the attempt ($6 seconds) does not rest after it
-update lane
-   set due_at = case when woken_at > clock_timestamp() - make_interval(secs => $6)
-                     then clock_timestamp()
-                     else clock_timestamp() + make_interval(secs => $3) end,
-       failed_attempts = failed_attempts + 1,
-       failing_since = coalesce(failing_since, clock_timestamp()),
-       last_outcome = $4, last_status = $5, last_attempt_at = clock_timestamp()
- where appservice_id = $1 and lease_token = $2
-returning greatest(0, extract(epoch from due_at)::float8
-                 - extract(epoch from clock_timestamp())::float8)
-"""
-
-HALT: Final = """
--- sealed.halt: until an operator looks
-update lane set due_at = 'infinity', last_outcome = $3
- where appservice_id = $1 and lease_token = $2
-"""
-
-WAKE: Final = """
--- sealed.wake
-update lane set due_at = '-infinity', woken_at = clock_timestamp() where appservice_id = $1
-"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaneState:
-    """A lane's own row, locked until the DB transaction ends.
-
-    Attributes:
-        sealed_to: every position up to it is in a sealed transaction, or was.
-        acked_to: every position up to it was delivered.
-        failed_attempts: since the last ack.
-        rest_seconds: how long the lane still rests; 0 when it is due.
-    """
-
-    epoch: str
-    next_number: int
-    sealed_to: int
-    acked_to: int
-    failed_attempts: int
-    rest_seconds: float
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sealed:
@@ -135,18 +65,6 @@ class Sealed:
     body: bytes = field(repr=False)
 
 
-async def hold_lane(conn: Connection, lease: Lease) -> LaneState:
-    """Lock the lane's row.
-
-    Raises:
-        LeaseLostError: someone else holds the lane.
-    """
-    row = await conn.fetchrow(HOLD_LANE, lease.appservice_id, lease.token)
-    if row is None:
-        raise LeaseLostError(lease.appservice_id)
-    return LaneState(**row)
-
-
 async def in_flight(conn: Connection, lease: Lease) -> Sealed:
     """The transaction that is owed to the appservice, rebuilt from its seal.
 
@@ -157,8 +75,9 @@ async def in_flight(conn: Connection, lease: Lease) -> Sealed:
     row = await conn.fetchrow(IN_FLIGHT, lease.appservice_id)
     if row is None:
         raise AlteredTransactionError("without a seal")
-    bounds = (lease.appservice_id, row["first_position"], row["last_position"])
-    items = [_item(found) for found in await conn.fetch(SEALED_ITEMS, *bounds)]
+    items = await outbox.sealed_items(
+        conn, lease.appservice_id, first=row["first_position"], last=row["last_position"]
+    )
     frame = Frame(pieces=tuple(row["frame"]), slots=tuple(Kind(kind) for kind in row["slots"]))
     body = frame.splice(items)
     if digest(body) != row["digest"]:
@@ -171,14 +90,6 @@ async def in_flight(conn: Connection, lease: Lease) -> Sealed:
         kinds=count_kinds(items),
         body=body,
     )
-
-
-async def next_items(
-    conn: Connection, lease: Lease, state: LaneState, *, max_items: int, max_bytes: int
-) -> list[Item]:
-    """What waits unsealed, in order: at most so many items, and one more than so many bytes."""
-    rows = await conn.fetch(NEXT_ITEMS, lease.appservice_id, state.sealed_to, max_items, max_bytes)
-    return [_item(row) for row in rows]
 
 
 async def insert(
@@ -228,56 +139,9 @@ async def ack(conn: Connection, lease: Lease, sealed: Sealed, *, status: int) ->
         raise LeaseLostError(lease.appservice_id)
 
 
-async def rest(
-    conn: Connection,
-    lease: Lease,
-    *,
-    rest_seconds: float,
-    attempt_seconds: float,
-    outcome: str,
-    status: int | None,
-) -> float:
-    """Record a failed attempt; returns the seconds until the lane is due again.
-
-    Raises:
-        LeaseLostError: someone else holds the lane.
-    """
-    due_in: float | None = await conn.fetchval(
-        REST,
-        lease.appservice_id,
-        lease.token,
-        rest_seconds,
-        outcome,
-        status,
-        attempt_seconds,
-    )
-    if due_in is None:
-        raise LeaseLostError(lease.appservice_id)
-    return due_in
-
-
-async def halt(conn: Connection, lease: Lease, *, outcome: str) -> None:
-    """Stop a lane whose seal does not hold; only a wake makes it try again.
-
-    Raises:
-        LeaseLostError: someone else holds the lane.
-    """
-    if await conn.execute(HALT, lease.appservice_id, lease.token, outcome) != "UPDATE 1":
-        raise LeaseLostError(lease.appservice_id)
-
-
-async def wake(conn: Connection, appservice_id: str) -> bool:
-    """End a lane's rest, whoever holds it; False if there is no such lane."""
-    return await conn.execute(WAKE, appservice_id) == "UPDATE 1"
-
-
 def count_kinds(items: Sequence[Item]) -> dict[Kind, int]:
     """How many items of each kind."""
     counts: dict[Kind, int] = {}
     for item in items:
         counts[item.kind] = counts.get(item.kind, 0) + 1
     return counts
-
-
-def _item(row: asyncpg.Record) -> Item:
-    return Item(position=row["position"], kind=Kind(row["kind"]), payload=row["payload"])

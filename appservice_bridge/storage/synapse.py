@@ -8,7 +8,7 @@ from typing import Final
 import asyncpg
 
 from appservice_bridge.domain.errors import BridgeError
-from appservice_bridge.storage import inbox
+from appservice_bridge.storage import inbox, migrations
 from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.migrations import schema_directory
 
@@ -44,7 +44,7 @@ select name from public.users where name > $1 order by name limit $2
 TRIGGER_THERE: Final = """
 -- synapse.trigger_there
 select exists (select from pg_trigger
-                where tgrelid = 'public.device_inbox'::regclass
+                where tgrelid = to_regclass('public.device_inbox')
                   and tgname = 'appservice_bridge_capture'
                   and tgenabled <> 'D')
 """
@@ -71,6 +71,11 @@ WAITING: Final = """
 select (select count(*) from (select from appservice_bridge.capture_log limit 100000) c)
      + (select coalesce(sum(h.position - l.acked_to), 0)
           from appservice_bridge.outbox_head h join appservice_bridge.lane l using (appservice_id))
+"""
+
+RUNNING_WORKER: Final = """
+-- synapse.running_worker
+select name from appservice_bridge.worker where alive_until > clock_timestamp() limit 1
 """
 
 QUOTED_ROLE: Final = """
@@ -106,6 +111,23 @@ class TableBusyError(BridgeError):
             "public.device_inbox stayed locked by the homeserver's transactions; nothing was "
             "changed, run the command again"
         )
+
+
+class CaptureMissingError(BridgeError):
+    """The triggers are not there, or disabled: to-device messages would be lost silently."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the capture is not installed, so no to-device message would be delivered: run "
+            "`appservice-bridge install`, or set homeserver.capture to none"
+        )
+
+
+class WorkerRunsError(BridgeError):
+    """A worker uses the tables that are to be removed."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"worker {name} is running: stop `appservice-bridge run` first")
 
 
 class FactsWaitError(BridgeError):
@@ -178,17 +200,21 @@ async def users_page(conn: Connection, *, after: str, size: int) -> list[str]:
 
 
 async def install(conn: Connection) -> bool:
-    """Create or replace the function, and the trigger if it is missing; False if it was there.
+    """Create or replace the function, and the trigger if it is missing or disabled.
+
+    Returns False if the trigger was there.
 
     Raises:
         TableBusyError: no moment without a writer was found; nothing was changed.
     """
-    statements = (schema_directory() / "synapse" / "capture.sql").read_text(encoding="utf-8")
-    await conn.execute(statements)
+    function = (schema_directory() / "synapse" / "capture.sql").read_text(encoding="utf-8")
     if await conn.fetchval(TRIGGER_THERE):
+        await conn.execute(function)
         return False
 
     async def create() -> None:
+        await conn.execute(DROP_FUNCTION)  # and with it a trigger that is disabled
+        await conn.execute(function)
         # creating it waited for every writer: what is in the table now is the past
         await conn.execute(CREATE_TRIGGER)
         await conn.execute(inbox.SET_FLOOR)
@@ -202,15 +228,31 @@ async def is_installed(conn: Connection) -> bool:
     return bool(await conn.fetchval(TRIGGER_THERE))
 
 
+async def require_installed(conn: Connection) -> None:
+    """Refuse to run where nothing is captured.
+
+    Raises:
+        NotSynapseError, CaptureMissingError: as they say.
+    """
+    await require_synapse(conn)
+    if not await is_installed(conn):
+        raise CaptureMissingError
+
+
 async def uninstall(conn: Connection, *, discard_backlog: bool, everything: bool) -> None:
     """Remove the capture; with `everything` the bridge's schema, too.
 
     The facts are counted behind the lock that removing takes, so that none slips in between.
 
     Raises:
+        WorkerRunsError: a worker still uses the schema that is to go.
         FactsWaitError: facts are not delivered, and they are not to be discarded.
         TableBusyError: no moment without a writer was found; nothing was changed.
     """
+    if not await conn.fetchval(migrations.SCHEMA_EXISTS):
+        return
+    if everything and (name := await conn.fetchval(RUNNING_WORKER)):
+        raise WorkerRunsError(name)
 
     async def remove() -> None:
         await conn.execute(DROP_FUNCTION)

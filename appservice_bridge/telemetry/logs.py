@@ -11,6 +11,8 @@ LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": loggin
 
 def configure(*, level: str = "info", as_json: bool = False) -> None:
     """Write log lines to stderr, for people or, with `as_json`, for programs."""
+    for library in ("asyncpg", "aiohttp.server"):  # they may quote a row, or a url with its token
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     renderer: structlog.typing.Processor = structlog.processors.LogfmtRenderer(
         key_order=["timestamp", "level", "event"], drop_missing=True, bool_as_flag=False
     )

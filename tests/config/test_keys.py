@@ -11,7 +11,7 @@ from appservice_bridge.domain.transaction import Profile
 from tests.config.directory import MINIMAL, Directory
 
 
-def test_what_is_not_said_has_the_defaults_of_the_design(directory: Directory) -> None:
+def test_what_is_not_said_has_its_default(directory: Directory) -> None:
     config = directory.load().config
     assert config.homeserver.kind == "synapse"
     assert config.homeserver.url == "http://127.0.0.1:8008"
@@ -26,7 +26,7 @@ def test_what_is_not_said_has_the_defaults_of_the_design(directory: Directory) -
     assert config.admin.tokens == ()
 
 
-def test_every_key_of_the_design_is_taken(directory: Directory) -> None:
+def test_every_key_is_taken(directory: Directory) -> None:
     directory.write("token", "SECRET-ops\n")
     directory.config("""
         database: embedded

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import asyncpg
@@ -91,9 +92,7 @@ async def test_case_16_an_appservice_that_was_down_for_long_gets_everything_in_o
     async with worker(files):
         for n in range(1, 1001):
             await capture(pg, BOT, n)
-        state = "select failed_attempts > 2 from appservice_bridge.lane"
-        while not await pg.fetchval(state):
-            pass
+        await wait_until(pg, "select failed_attempts > 2 from appservice_bridge.lane")
         # the day it was down: the rest it is in began a day ago and is at the ceiling
         await pg.execute("update appservice_bridge.lane set failing_since = now() - interval '1 d'")
         async with appservice(int(down["url"].rpartition(":")[2])) as back:
@@ -129,8 +128,7 @@ async def test_case_20_any_2xx_is_an_ack_whatever_its_body(
             await capture(pg, BOT, 1)
             await capture(pg, BOT, 2)
             await bot.until(lambda: len(bot.to_device) == 2)
-            while await pg.fetchval("select acked_to from appservice_bridge.lane") < 2:
-                pass
+            await wait_until(pg, "select acked_to = 2 from appservice_bridge.lane")
     assert len({request.txn_id for request in bot.requests}) == len(bot.requests)
 
 
@@ -197,10 +195,7 @@ async def test_a_transaction_that_does_not_match_its_seal_is_never_sent(
         await pg.execute("update appservice_bridge.outbox set payload = '{}'")
         bot.answer = ok
         async with worker(files):
-            while not await pg.fetchval(
-                "select last_outcome = 'altered' from appservice_bridge.lane"
-            ):
-                pass
+            await wait_until(pg, "select last_outcome = 'altered' from appservice_bridge.lane")
             await capture(pg, BOT, 2)
     assert len(bot.requests) == sealed
 
@@ -214,8 +209,7 @@ async def test_delivered_payloads_leave_the_database(
             for n in range(1, 4):
                 await capture(pg, BOT, n)
             await bot.until(lambda: len(bot.to_device) == 3)
-            while await pg.fetchval("select count(*) from appservice_bridge.outbox"):
-                pass
+            await wait_until(pg, "select count(*) = 0 from appservice_bridge.outbox")
     assert await pg.fetchval("select count(*) from appservice_bridge.sealed") == 0
 
 
@@ -347,3 +341,81 @@ async def test_one_connection_serves_one_transaction_after_the_other(
                 pass
     server.close()
     assert connections == 1
+
+
+async def test_an_answer_that_nobody_asked_for_acknowledges_nothing(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    bodies: list[bytes] = []
+
+    async def twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError):
+            while head := (await reader.readuntil(b"\r\n\r\n")).decode():
+                length = int(re.search(r"Content-Length: (\d+)", head)[1])  # type: ignore[index]
+                bodies.append(await reader.readexactly(length))
+                answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+                writer.write(answer)
+                await asyncio.sleep(0.2)
+                writer.write(answer)
+
+    server = await asyncio.start_server(twice, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    files = write_files(tmp_path, database, [registration("bot", url, users=["@b_.*"])])
+    async with worker(files):
+        for n in range(1, 4):
+            await capture(pg, BOT, n)
+            async with asyncio.timeout(10):
+                while await pg.fetchval("select acked_to from appservice_bridge.lane") != n:
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.4)
+    server.close()
+    assert len(bodies) == 3
+
+
+@pytest.mark.parametrize(
+    "asked", ["Mon, 01 Jan 99999999999 00:00:00 GMT", "Mon, 01 Jan 2024 99999999999:00:00 GMT", "x"]
+)
+async def test_an_unreadable_retry_after_costs_nobody_the_worker(
+    pg: Connection, database: str, tmp_path: Path, asked: str
+) -> None:
+    async with appservice() as bot:
+        bot.answer = lambda _: (503, {"Retry-After": asked}, b"")
+        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
+        async with worker(files):
+            await capture(pg, BOT, 1)
+            await bot.until(lambda: len(bot.requests) == 2)
+            bot.answer = ok
+            await bot.until(lambda: len(bot.to_device) == 1)
+
+
+async def test_an_appservice_that_takes_no_part_in_encryption_gets_events_only(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        plain = registration("bot", bot.url, users=["@b_.*"]) | {"org.matrix.msc3202": False}
+        files = write_files(tmp_path, database, [plain])
+        async with worker(files):
+            await capture(pg, BOT, 1)
+            await relay(pg, "bot", "$1")
+            await bot.until(lambda: len(bot.events) == 1)
+    assert bot.to_device == []
+
+
+async def test_a_lane_whose_claim_was_committed_unheard_is_claimed_again(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
+        async with worker(files) as one:
+            await capture(pg, BOT, 1)
+            await bot.until(lambda: len(bot.to_device) == 1)
+            for task in one._lanes._serving:  # as if it had never heard that the lane is its own
+                task.cancel()
+            await capture(pg, BOT, 2)
+            await bot.until(lambda: len(bot.to_device) == 2)
+
+
+async def wait_until(pg: Connection, condition: str) -> None:
+    async with asyncio.timeout(15):
+        while not await pg.fetchval(condition):
+            await asyncio.sleep(0.01)

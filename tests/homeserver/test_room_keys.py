@@ -1,4 +1,4 @@
-"""A room key, then the message it opens: Synapse's own pusher and the triggers meet (CASE 26)."""
+"""A room key, then the message it opens: pusher and triggers meet (docs/proof.md, case 26)."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Who gets what: messages sent through a real Synapse (CASES.md 1 to 8)."""
+"""Who gets what: messages sent through a real Synapse (cases 1 to 8 of docs/proof.md)."""
 
 import asyncio
 import json

@@ -17,7 +17,7 @@ from tests.support.appservice import Appservice
 from tests.support.relaying import TRANSACTIONS, Homeserver, one_bot
 
 SOME: Final = settings(
-    max_examples=100,
+    max_examples=80,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

@@ -48,21 +48,16 @@ async def test_path_and_query_reach_the_appservice_as_they_were_encoded(
     assert {heard.headers["authorization"] for heard in bot.heard} == {"Bearer hs_bot"}
 
 
-@pytest.mark.parametrize(
-    ("query", "left"),
-    [
-        ("?access_token=hs_bot", ""),
-        ("?a=%2F&access_token=hs_bot&b=c+d", "?a=%2F&b=c+d"),
-        ("?%61ccess_token=hs_bot&access_tokens=1", "?access_tokens=1"),
-    ],
-)
-async def test_the_token_in_a_query_is_not_handed_on(
-    database: str, tmp_path: Path, query: str, left: str
-) -> None:
+async def test_the_token_in_a_query_is_not_handed_on(database: str, tmp_path: Path) -> None:
+    path = "/_matrix/app/v1/thirdparty/user"
     async with asked(tmp_path, database) as (bot, hs):
-        answer = await hs.ask("GET", f"/_matrix/app/v1/thirdparty/user{query}", token=None)
-        assert answer.status == 200
-    assert bot.heard[0].line == f"GET /base/_matrix/app/v1/thirdparty/user{left} HTTP/1.1"
+        for query, left in (
+            ("?access_token=hs_bot", ""),
+            ("?a=%2F&access_token=hs_bot&b=c+d", "?a=%2F&b=c+d"),
+            ("?%61ccess_token=hs_bot&access_tokens=1", "?access_tokens=1"),
+        ):
+            assert (await hs.ask("GET", path + query, token=None)).status == 200
+            assert bot.heard[-1].line == f"GET /base{path}{left} HTTP/1.1"
 
 
 async def test_key_queries_are_posted_with_their_body(database: str, tmp_path: Path) -> None:
@@ -146,7 +141,7 @@ async def test_an_answer_without_end_is_not_kept_in_memory(
         assert (await hs.ask("GET", "/users/x")).errcode == "M_CONNECTION_FAILED"
 
 
-async def test_a_question_larger_than_a_transaction_is_refused_as_too_large(
+async def test_a_query_larger_than_a_transaction_is_refused_as_too_large(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("appservice_bridge.http.relay.MAX_BODY_BYTES", 1000)

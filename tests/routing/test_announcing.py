@@ -98,7 +98,7 @@ async def test_an_appservice_that_did_not_wait_would_be_live_and_miss_a_message(
     pg: Connection, database: str, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The test above can fail: this is rule 2's wait left out on purpose."""
-    monkeypatch.setattr(announcing, "LONGEST_TRANSACTION_SECONDS", 0)
+    monkeypatch.setattr(announcing, "LONGEST_DB_TRANSACTION_SECONDS", 0)
     assert await going_live_beside_an_open_transaction(pg, database, db) == [True, [2]]
 
 

@@ -1,13 +1,15 @@
 """What intake makes of the log: routed once, repeats told, the unfit buried, nothing lost."""
 
 import asyncio
+from types import ModuleType
 
 import asyncpg
 import pytest
 
 from appservice_bridge.domain.transaction import Kind
 from appservice_bridge.routing.intake import Intake
-from appservice_bridge.storage import intake as store
+from appservice_bridge.storage import capture_log, ledger, repeats
+from appservice_bridge.storage import outbox as outbox_table
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError, RefusedRowError
 from tests.support.facts import Connection, capture, message, outbox, relay
 from tests.support.intake import nobody, registered
@@ -15,7 +17,7 @@ from tests.support.intake import nobody, registered
 LEDGER = "select kind, outcome, items from appservice_bridge.ledger where appservice_id = $1"
 
 
-async def ledger(pg: Connection, appservice_id: str = "bot") -> dict[tuple[str, str], int]:
+async def counted(pg: Connection, appservice_id: str = "bot") -> dict[tuple[str, str], int]:
     rows = await pg.fetch(LEDGER, appservice_id)
     return {(row["kind"], row["outcome"]): row["items"] for row in rows}
 
@@ -29,7 +31,7 @@ async def test_the_same_row_of_the_inbox_is_routed_once_whoever_read_it(
     await capture(pg, "@b_1:example.org", 7)
     await intake.consume_once()
     assert await outbox(pg) == [7]
-    assert await ledger(pg) == {(Kind.TO_DEVICE, "routed"): 1, (Kind.TO_DEVICE, "repeated"): 2}
+    assert await counted(pg) == {(Kind.TO_DEVICE, "routed"): 1, (Kind.TO_DEVICE, "repeated"): 2}
 
 
 async def test_the_same_room_event_is_routed_once_under_whatever_transaction_id(
@@ -63,20 +65,20 @@ async def test_a_message_that_would_choke_a_client_is_buried_and_its_neighbours_
     assert await outbox(pg) == [1, 9]
     letters = await pg.fetch("select payload from appservice_bridge.dead_letter order by stream_id")
     assert [row["payload"] for row in letters] == unfit
-    assert (await ledger(pg))[Kind.TO_DEVICE, "buried"] == len(unfit)
+    assert (await counted(pg))[Kind.TO_DEVICE, "buried"] == len(unfit)
 
 
 async def test_what_postgres_refuses_is_halved_down_to_and_costs_one_row(
     pg: Connection, intake: Intake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append = store.append
+    append = outbox_table.append
 
-    async def refuse_five(conn: Connection, items: list[store.Routed]) -> None:
+    async def refuse_five(conn: Connection, items: list[outbox_table.Routed]) -> None:
         if any(item.stream_id == 5 for item in items):
             raise RefusedRowError("sqlstate 22000")
         await append(conn, items)
 
-    monkeypatch.setattr(store, "append", refuse_five)
+    monkeypatch.setattr(outbox_table, "append", refuse_five)
     for n in range(1, 11):
         await capture(pg, "@b_1:example.org", n)
     while not (await intake.consume_once()).done:
@@ -87,11 +89,19 @@ async def test_what_postgres_refuses_is_halved_down_to_and_costs_one_row(
     assert tuple(letter) == (5, "sqlstate 22000")
 
 
-@pytest.mark.parametrize("step", ["take", "append", "count", "consume"])
+@pytest.mark.parametrize(
+    ("table", "step"),
+    [
+        (repeats, "take"),
+        (outbox_table, "append"),
+        (ledger, "count"),
+        (capture_log, "consume"),
+    ],
+)
 async def test_a_connection_cut_anywhere_in_a_pass_loses_and_doubles_nothing(
-    pg: Connection, intake: Intake, monkeypatch: pytest.MonkeyPatch, step: str
+    pg: Connection, intake: Intake, monkeypatch: pytest.MonkeyPatch, table: ModuleType, step: str
 ) -> None:
-    done = getattr(store, step)
+    done = getattr(table, step)
 
     async def cut_before(conn: Connection, *rest: object) -> object:
         pid = await conn.fetchval("select pg_backend_pid()")
@@ -101,7 +111,7 @@ async def test_a_connection_cut_anywhere_in_a_pass_loses_and_doubles_nothing(
     for n in range(1, 6):
         await capture(pg, "@b_1:example.org", n)
     with monkeypatch.context() as patched:
-        patched.setattr(store, step, cut_before)
+        patched.setattr(table, step, cut_before)
         with pytest.raises(DatabaseUnavailableError):
             await intake.consume_once()
     assert await outbox(pg) == []

@@ -97,15 +97,15 @@ async def test_what_was_taken_is_forgotten_only_below_a_floor_nobody_reads_under
     taken = "select count(*) from appservice_bridge.taken"
     await send(pg, "@b_1:example.org", 1, n=1)
     await pg.execute("update public.stream_positions set stream_id = 1")
-    await reconcile_once(db, floor_rest_seconds=0)  # notes 1, though its capture is not routed
-    await reconcile_once(db, floor_rest_seconds=0)
+    await reconcile_once(db, floor_settle_seconds=0)  # notes 1, though its capture is not routed
+    await reconcile_once(db, floor_settle_seconds=0)
     floor = "select settled from appservice_bridge.inbox_floor"
     assert await pg.fetchval(floor) == 0
     await intake.consume_once()
     assert await pg.fetchval(taken) == 1
-    await reconcile_once(db, floor_rest_seconds=0)
+    await reconcile_once(db, floor_settle_seconds=0)
     assert (await pg.fetchval(floor), await pg.fetchval(taken)) == (1, 0)
-    assert await reconcile_once(db, floor_rest_seconds=0) == 0
+    assert await reconcile_once(db, floor_settle_seconds=0) == 0
     await intake.consume_once()
     assert await outbox(pg) == [1]
 

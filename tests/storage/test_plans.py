@@ -9,7 +9,7 @@ import psycopg2
 import pytest
 
 from appservice_bridge.dev.postgres import EmbeddedPostgres
-from appservice_bridge.storage import intake, leases, memory, outbox, overview, sealed
+from appservice_bridge.storage import capture_log, leases, outbox, overview, repeats, sealed
 from appservice_bridge.storage.database import Connection, connect
 from tests.support.database import TEMPLATE
 
@@ -53,38 +53,38 @@ class Hot:
 
 
 HOT: Final = {
-    "intake.read_log": Hot(
-        statement=intake.READ_LOG,
+    "capture_log.read": Hot(
+        statement=capture_log.READ,
         parameters=f"{ROWS - 5000}, '{{70,900}}', '{{80,900}}', 1000, 16777216",
         looks_at={"capture_log": 1011},
     ),
-    "intake.read_log at the end": Hot(
-        statement=intake.READ_LOG,
+    "capture_log.read at the end": Hot(
+        statement=capture_log.READ,
         parameters=f"{ROWS - 2}, '{{}}', '{{}}', 1000, 16777216",
         looks_at={"capture_log": 2},
     ),
-    "intake.consume": Hot(
-        statement=intake.CONSUME,
+    "capture_log.consume": Hot(
+        statement=capture_log.CONSUME,
         parameters=f"'{{{','.join(map(str, range(500, 600)))}}}', 599",
         looks_at={"capture_log": 100},
     ),
-    "intake.take": Hot(
-        statement=intake.TAKE,
+    "repeats.take": Hot(
+        statement=repeats.TAKE,
         parameters=f"{SOME_USERS}, '{{DEV,DEV,DEV}}', '{{7,8,9}}'",
         looks_at={"taken": 0},
     ),
-    "intake.first_seen": Hot(
-        statement=intake.FIRST_SEEN,
+    "repeats.first_seen": Hot(
+        statement=repeats.FIRST_SEEN,
         parameters=f"'{{bot3,bot0,bot0}}', {SOME_DIGESTS}",
         looks_at={"seen_event": 0},
     ),
-    "sealed.next_items": Hot(
-        statement=sealed.NEXT_ITEMS,
+    "outbox.next_items": Hot(
+        statement=outbox.NEXT_ITEMS,
         parameters="'bot1', 10000, 100, 900000",
         looks_at={"outbox": 100},
     ),
-    "sealed.items": Hot(
-        statement=sealed.SEALED_ITEMS,
+    "outbox.sealed_items": Hot(
+        statement=outbox.SEALED_ITEMS,
         parameters="'bot1', 10000, 10049",
         looks_at={"outbox": 50},
     ),
@@ -105,11 +105,11 @@ HOT: Final = {
     "leases.lanes_with_work": Hot(
         statement=leases.LANES_WITH_WORK, parameters="gen_random_uuid()", looks_at={}
     ),
-    "memory.forget_relayed": Hot(
-        statement=memory.FORGET_RELAYED, parameters="13, 500", looks_at={"relayed": 500}
+    "repeats.forget_relayed": Hot(
+        statement=repeats.FORGET_RELAYED, parameters="13, 500", looks_at={"relayed": 500}
     ),
-    "memory.forget_events": Hot(
-        statement=memory.FORGET_EVENTS, parameters="13, 500", looks_at={"seen_event": 500}
+    "repeats.forget_events": Hot(
+        statement=repeats.FORGET_EVENTS, parameters="13, 500", looks_at={"seen_event": 500}
     ),
     "the trigger's probe of foreign_user": Hot(
         statement=FOREIGN_PROBE, parameters="1, 50", looks_at={"foreign_user": 1}

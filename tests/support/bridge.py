@@ -15,6 +15,7 @@ import yaml
 from appservice_bridge.cli.context import owners
 from appservice_bridge.cli.worker import Worker
 from appservice_bridge.config.loading import Loaded, load
+from appservice_bridge.delivery.connections import QuietConnector
 from appservice_bridge.dev.ports import LoopbackPort
 from appservice_bridge.storage.database import Database
 from appservice_bridge.storage.identity import current_epoch
@@ -62,6 +63,7 @@ def write_files(
     server_name: str = SERVER,
     homeserver_url: str = "http://127.0.0.1:9",
     delivery: dict[str, Any] | None = None,
+    capture: str = "none",
 ) -> Files:
     """Config and registrations as an operator would write them."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -71,7 +73,7 @@ def write_files(
     quick = {"backoff": {"first_seconds": 0.1, "ceiling_seconds": 0.4}}
     document = {
         "database": database,
-        "homeserver": {"server_name": server_name, "url": homeserver_url},
+        "homeserver": {"server_name": server_name, "url": homeserver_url, "capture": capture},
         "listen": {"relay": relay.address, "admin": admin.address},
         "registrations": ["registration_*.yaml"],
         "delivery": quick | (delivery or {}),
@@ -90,7 +92,7 @@ async def worker(files: Files) -> AsyncIterator[Worker]:
     stop = asyncio.Event()
     async with (
         Database.open(of.config.dsn(), on_connect=current_epoch) as database,
-        aiohttp.ClientSession() as session,
+        aiohttp.ClientSession(connector=QuietConnector(limit=0)) as session,
         asyncio.TaskGroup() as group,
     ):
         one = Worker(of, owners(of), database, session)

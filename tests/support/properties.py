@@ -6,5 +6,5 @@ from hypothesis import HealthCheck, settings
 
 # A busy machine is no fault: neither slow examples nor slow drawing.
 UNHURRIED: Final = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

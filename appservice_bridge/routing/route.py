@@ -3,16 +3,18 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from dataclasses import dataclass
+from typing import Final
 
+from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.raw_json import MalformedError, decode, elements, members, string
 from appservice_bridge.domain.transaction import Kind
-from appservice_bridge.storage.intake import Buried, Captured, Routed
-
-InboxKey: TypeAlias = tuple[str, str, int]
-EventKey: TypeAlias = tuple[str, bytes]
+from appservice_bridge.storage.capture_log import Captured, CapturedKind
+from appservice_bridge.storage.dead_letters import Buried
+from appservice_bridge.storage.ledger import LedgerKey
+from appservice_bridge.storage.outbox import Routed
+from appservice_bridge.storage.repeats import EventKey, InboxKey
 
 _EPHEMERAL_FIELDS: Final = ("ephemeral", "de.sorunome.msc2409.ephemeral")
 
@@ -31,6 +33,25 @@ _NATIVE_FIELDS: Final = {
 }
 
 
+class KeyMissingError(BridgeError):
+    """A row of the log does not say whose it is; roll back, and end the worker.
+
+    Triggers, relay and reconciler all write the key of what they append, so this is a fault of
+    ours or another hand in the tables.
+    """
+
+    def __init__(self, row: Captured) -> None:
+        super().__init__(f"row {row.seq} of the capture log, a {row.kind}, has no key")
+        self.seq = row.seq
+        self.kind = row.kind
+
+
+MOST_ENTRIES: Final = 10_000
+"""Of one kind in one transaction of the homeserver; Synapse sends a hundred at most."""
+
+_NO_SPACE: Final = str.maketrans("", "", " \t\n\r")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """What becomes of one fact, if it is new.
@@ -46,21 +67,27 @@ class Candidate:
     buried: tuple[Buried, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sorted:
-    """All that a batch of the log holds, in its order."""
+class Routing:
+    """What becomes of a batch of the log; filled row by row.
 
-    candidates: list[Candidate] = field(default_factory=list)
-    foreign: set[str] = field(default_factory=set)
-    counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    Attributes:
+        candidates: in the order of the log.
+        foreign: users whom nobody owns.
+        counts: what goes to the ledger; repeats are counted by `only_new`.
+    """
+
+    def __init__(self) -> None:
+        self.candidates: list[Candidate] = []
+        self.foreign: set[str] = set()
+        self.counts: Counter[LedgerKey] = Counter()
 
     def inbox_keys(self) -> list[InboxKey]:
         """Keys of the to-device messages."""
-        return [c.key for c in self.candidates if c.key is not None and len(c.key) == 3]
+        return [c.key for c in self.candidates if isinstance(c.key, InboxKey)]
 
     def event_keys(self) -> list[EventKey]:
         """Keys of the room events."""
-        return [c.key for c in self.candidates if c.key is not None and len(c.key) == 2]
+        return [c.key for c in self.candidates if isinstance(c.key, EventKey)]
 
     def only_new(self, fresh: set[InboxKey | EventKey]) -> list[Candidate]:
         """The candidates that are no repeats, of those before or of each other; counts the rest."""
@@ -72,37 +99,44 @@ class Sorted:
                 left.discard(candidate.key)
             else:
                 for item in candidate.routed:
-                    self.counts[item.appservice_id, item.kind, "repeated"] += 1
+                    self.counts[LedgerKey(item.appservice_id, item.kind, "repeated")] += 1
         return new
 
 
-def sort_rows(rows: Iterable[Captured], owners: Owners) -> Sorted:
-    """Take a batch of the log apart."""
-    found = Sorted()
+def route_rows(rows: Iterable[Captured], owners: Owners) -> Routing:
+    """What becomes of each row of a batch.
+
+    Raises:
+        KeyMissingError: a row lacks what its kind has.
+    """
+    routing = Routing()
     for row in rows:
-        if row.kind == "to_device":
-            _sort_to_device(row, owners, found)
-        elif row.kind == "transaction":
-            _sort_transaction(row, owners, found)
-        else:
-            reason = "a kind of fact that this release does not know"
-            found.candidates.append(_grave(row, row.kind, reason, row.body))
-    return found
+        match row.kind:
+            case CapturedKind.TO_DEVICE:
+                _route_to_device(row, owners, routing)
+            case CapturedKind.TRANSACTION:
+                _route_transaction(row, owners, routing)
+            case unknown:
+                reason = "a kind of fact that this release does not know"
+                routing.candidates.append(_buried_whole(row, unknown, reason, row.body))
+    return routing
 
 
-def _sort_to_device(row: Captured, owners: Owners, found: Sorted) -> None:
+def _route_to_device(row: Captured, owners: Owners, routing: Routing) -> None:
     if row.user_id is None or row.device_id is None or row.stream_id is None:
-        raise LookupError("a captured to-device message has no key")
+        raise KeyMissingError(row)
     appservice_ids = owners.of(row.user_id)
     if not appservice_ids:
-        found.foreign.add(row.user_id)
-        found.counts["", Kind.TO_DEVICE, "foreign"] += 1
+        routing.foreign.add(row.user_id)
+        routing.counts[LedgerKey("", Kind.TO_DEVICE, "foreign")] += 1
         return
-    key = (row.user_id, row.device_id, row.stream_id)
+    key = InboxKey(row.user_id, row.device_id, row.stream_id)
     try:
         payload = to_device_item(row.user_id, row.device_id, row.body)
     except MalformedError as error:
-        found.candidates.append(Candidate(key=key, buried=_unfit(row, appservice_ids, str(error))))
+        routing.candidates.append(
+            Candidate(key=key, buried=_buried_for_each(row, appservice_ids, str(error)))
+        )
         return
     routed = tuple(
         Routed(
@@ -116,10 +150,12 @@ def _sort_to_device(row: Captured, owners: Owners, found: Sorted) -> None:
         )
         for appservice_id in appservice_ids
     )
-    found.candidates.append(Candidate(key=key, routed=routed))
+    routing.candidates.append(Candidate(key=key, routed=routed))
 
 
-def _unfit(row: Captured, appservice_ids: Sequence[str], reason: str) -> tuple[Buried, ...]:
+def _buried_for_each(
+    row: Captured, appservice_ids: Sequence[str], reason: str
+) -> tuple[Buried, ...]:
     return tuple(
         Buried(
             appservice_id=appservice_id,
@@ -150,32 +186,32 @@ def to_device_item(user_id: str, device_id: str, message_json: bytes) -> bytes:
     return f"{{{recipient},{kept}}}".encode()
 
 
-def _sort_transaction(row: Captured, owners: Owners, found: Sorted) -> None:
+def _route_transaction(row: Captured, owners: Owners, routing: Routing) -> None:
     appservice_id = row.appservice_id
     if appservice_id is None:
-        raise LookupError("a relayed transaction has no appservice")
+        raise KeyMissingError(row)
     if appservice_id not in owners.registrations:
-        found.counts[appservice_id, "transaction", "no_transport"] += 1
+        routing.counts[LedgerKey(appservice_id, row.kind, "no_transport")] += 1
         return
     try:
-        body = members(decode(row.body))
+        body = members(decode(row.body), any_depth=True)
     except MalformedError as error:
-        found.candidates.append(_grave(row, "transaction", str(error), row.body))
+        routing.candidates.append(_buried_whole(row, row.kind, str(error), row.body))
         return
-    for raw in _entries(row, "event", body.get("events", "[]"), found):
-        found.candidates.append(_event(row, raw))
+    for raw in _entries(row, "event", body.get("events", "[]"), routing):
+        routing.candidates.append(_event(row, raw))
     field_name = next((name for name in _EPHEMERAL_FIELDS if name in body), None)
     if field_name is not None:
-        for raw in _entries(row, "ephemeral", body[field_name], found):
-            found.candidates.append(_ephemeral(row, raw))
-    _count_native(appservice_id, body, found)
+        for raw in _entries(row, "ephemeral", body[field_name], routing):
+            routing.candidates.append(_ephemeral(row, raw))
+    _count_native(appservice_id, body, routing)
 
 
-def _entries(row: Captured, kind: str, array: str, found: Sorted) -> list[str]:
+def _entries(row: Captured, kind: str, array: str, routing: Routing) -> list[str]:
     try:
-        return elements(array)
+        return elements(array, most=MOST_ENTRIES)
     except MalformedError as error:
-        found.candidates.append(_grave(row, kind, str(error), array.encode()))
+        routing.candidates.append(_buried_whole(row, kind, str(error), array.encode()))
         return []
 
 
@@ -184,18 +220,20 @@ def _event(row: Captured, raw: str) -> Candidate:
         event_id = members(raw).get("event_id")
         key = None if event_id is None else _event_key(row, string(event_id))
     except MalformedError as error:
-        return _grave(row, Kind.EVENT, str(error), raw.encode())
+        return _buried_whole(row, Kind.EVENT, str(error), raw.encode())
     return Candidate(key=key, routed=(_routed(row, Kind.EVENT, raw),))
 
 
 def _event_key(row: Captured, event_id: str) -> EventKey:
     digest = hashlib.sha256(event_id.encode(errors="surrogatepass")).digest()
-    return (str(row.appservice_id), digest)
+    return EventKey(str(row.appservice_id), digest)
 
 
 def _ephemeral(row: Captured, raw: str) -> Candidate:
-    if not raw.startswith("{"):
-        return _grave(row, Kind.EPHEMERAL, "not an object", raw.encode())
+    try:
+        members(raw)
+    except MalformedError as error:
+        return _buried_whole(row, Kind.EPHEMERAL, str(error), raw.encode())
     return Candidate(routed=(_routed(row, Kind.EPHEMERAL, raw),))
 
 
@@ -208,15 +246,15 @@ def _routed(row: Captured, kind: Kind, raw: str) -> Routed:
     )
 
 
-def _grave(row: Captured, kind: str, reason: str, payload: bytes) -> Candidate:
+def _buried_whole(row: Captured, kind: str, reason: str, payload: bytes) -> Candidate:
     item = Buried(appservice_id=row.appservice_id or "", kind=kind, reason=reason, payload=payload)
     return Candidate(buried=(item,))
 
 
-def _count_native(appservice_id: str, body: dict[str, str], found: Sorted) -> None:
+def _count_native(appservice_id: str, body: dict[str, str], routing: Routing) -> None:
     for name, kind in _NATIVE_FIELDS.items():
-        if body.get(name, "[]") not in ("[]", "{}", "null"):
-            found.counts[appservice_id, kind, "native_dropped"] += 1
+        if body.get(name, "[]").translate(_NO_SPACE) not in ("[]", "{}", "null"):
+            routing.counts[LedgerKey(appservice_id, kind, "native_dropped")] += 1
 
 
 def _quoted(text: str) -> str:

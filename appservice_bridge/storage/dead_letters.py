@@ -1,0 +1,64 @@
+"""What can never be delivered, set aside for an operator."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from appservice_bridge.storage import capture_log, ledger
+from appservice_bridge.storage.database import Connection
+
+BURY: Final = """
+-- dead_letters.bury
+insert into dead_letter (appservice_id, kind, reason, user_id, device_id, stream_id, payload)
+select * from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[],
+                     $7::bytea[])
+"""
+
+BURY_ROWS: Final = """
+-- dead_letters.bury_rows
+insert into dead_letter (appservice_id, kind, reason, user_id, device_id, stream_id, payload)
+select coalesce(appservice_id, ''), kind, $2, user_id, device_id, stream_id, body
+  from capture_log where seq = any($1::bigint[])
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Buried:
+    """One item that can never be delivered, set aside for an operator."""
+
+    appservice_id: str
+    kind: str
+    reason: str
+    payload: bytes | None = field(repr=False)
+    user_id: str | None = None
+    device_id: str | None = None
+    stream_id: int | None = None
+
+
+async def bury(conn: Connection, items: Sequence[Buried]) -> None:
+    """Set items aside as dead letters."""
+    await conn.execute(
+        BURY,
+        [item.appservice_id for item in items],
+        [item.kind for item in items],
+        [item.reason for item in items],
+        [item.user_id for item in items],
+        [item.device_id for item in items],
+        [item.stream_id for item in items],
+        [item.payload for item in items],
+    )
+
+
+async def bury_rows(conn: Connection, batch: capture_log.Batch, *, reason: str) -> None:
+    """Set rows of the log aside as they are, and consume them.
+
+    Raises:
+        LogConsumedElsewhereError: a row was gone.
+    """
+    done = await conn.execute(BURY_ROWS, [row.seq for row in batch.rows], reason)
+    if done != f"INSERT 0 {len(batch.rows)}":
+        raise capture_log.LogConsumedElsewhereError(len(batch.rows), int(done.split()[2]))
+    keys = [ledger.LedgerKey(row.appservice_id or "", row.kind, "buried") for row in batch.rows]
+    await ledger.count(conn, Counter(keys))
+    await capture_log.consume(conn, batch)

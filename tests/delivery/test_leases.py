@@ -1,0 +1,72 @@
+"""A lease that runs out stops the worker that held it, and what it may still repeat is the same."""
+
+import asyncio
+import signal
+from pathlib import Path
+
+import pytest
+
+from appservice_bridge.delivery.lease_clock import LeaseClock
+from tests.support.appservice import appservice
+from tests.support.bridge import registration, worker_process, write_files
+from tests.support.facts import Connection, capture
+
+BOT = "@b_1:example.org"
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def test_no_request_begins_after_the_lease_ran_out() -> None:
+    clock = LeaseClock()
+    clock.extend(now() - 0.001)
+    assert not clock.holds
+    with pytest.raises(TimeoutError):
+        async with clock.guard():
+            pytest.fail("the first byte would have been written")
+
+
+async def test_a_request_in_flight_is_cut_when_the_lease_is_not_renewed() -> None:
+    clock = LeaseClock()
+    clock.extend(now() + 0.1)
+    with pytest.raises(TimeoutError):
+        async with clock.guard():
+            await asyncio.sleep(5)
+
+
+async def test_a_request_in_flight_goes_on_when_the_lease_is_renewed() -> None:
+    clock = LeaseClock()
+    clock.extend(now() + 0.1)
+    async with clock.guard():
+        clock.extend(now() + 5)
+        await asyncio.sleep(0.3)
+    assert clock.holds
+
+
+async def test_a_worker_frozen_past_its_lease_repeats_at_most_what_it_was_sending(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        ours = [registration("bot", bot.url, users=["@b_.*"])]
+        first, second = (write_files(tmp_path / name, database, ours) for name in ("a", "b"))
+        async with worker_process(first) as frozen:
+            await capture(pg, BOT, 1)
+            await bot.until(lambda: len(bot.to_device) == 1)
+            bot.delay_seconds = 0.5
+            await capture(pg, BOT, 2)
+            await bot.until(lambda: len(bot.requests) == 2)
+            assert frozen.process is not None
+            frozen.process.send_signal(signal.SIGSTOP)
+            bot.delay_seconds = 0
+            async with worker_process(second):
+                await capture(pg, BOT, 3)
+                await bot.until(lambda: len(bot.to_device) == 3, within=25)
+                frozen.process.send_signal(signal.SIGCONT)
+                await capture(pg, BOT, 4)
+                await bot.until(lambda: len(bot.to_device) == 4)
+                await asyncio.sleep(1)  # whatever the one that was frozen still has to say
+    assert [item["content"]["n"] for item in bot.to_device] == [1, 2, 3, 4]
+    bodies = {(request.txn_id, request.body) for request in bot.requests}
+    assert len(bodies) == len({request.txn_id for request in bot.requests})
+    assert await pg.fetchval("select acked_to from appservice_bridge.lane") == 4
