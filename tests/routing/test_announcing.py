@@ -9,6 +9,7 @@ import pytest
 from appservice_bridge.routing import announcing
 from appservice_bridge.routing.announcing import announce, go_live
 from appservice_bridge.routing.intake import Intake
+from appservice_bridge.storage import foreign_users, registrations
 from appservice_bridge.storage.database import Database
 from appservice_bridge.storage.migrations import schema_directory
 from tests.support.facts import Connection, attach, outbox, send
@@ -125,3 +126,15 @@ async def test_a_start_that_died_before_going_live_is_made_up_for(
     assert await pg.fetchval(LIVE) is False
     await go_live(db, await announce(db, registered(("new", "@n_.*")), epoch="test"))
     assert await pg.fetchval(LIVE) is True
+
+
+async def test_users_put_down_as_foreign_by_another_config_are_looked_for_at_the_next_start(
+    pg: Connection, db: Database
+) -> None:
+    owners, without = registered(("new", "@n_.*")), registered(("other", "@o_.*"))
+    await go_live(db, await announce(db, owners, epoch="test"))
+    async with db.transaction() as conn:  # what `install` does under the gate
+        await registrations.look_again(conn, without.digest())
+        await foreign_users.add(conn, [USER])
+    await announce(db, owners, epoch="test")
+    assert await pg.fetchval("select count(*) from appservice_bridge.foreign_user") == 0

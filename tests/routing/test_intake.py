@@ -8,6 +8,7 @@ import pytest
 
 from appservice_bridge.domain.transaction import Kind
 from appservice_bridge.routing.intake import Intake
+from appservice_bridge.routing.route import MOST_ENTRIES
 from appservice_bridge.storage import capture_log, ledger, repeats
 from appservice_bridge.storage import outbox as outbox_table
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError, RefusedRowError
@@ -174,3 +175,44 @@ async def test_a_kind_of_a_newer_release_is_kept_for_an_operator(
     letter = await pg.fetchrow("select kind, payload from appservice_bridge.dead_letter")
     assert letter is not None
     assert tuple(letter) == ("of_tomorrow", b"body")
+
+
+async def test_an_endless_array_is_one_dead_letter_and_its_neighbours_go_on(
+    pg: Connection, intake: Intake
+) -> None:
+    endless = b"[" + b"0," * MOST_ENTRIES + b"0]"
+    await pg.execute(
+        "insert into appservice_bridge.capture_log (kind, appservice_id, body)"
+        " values ('transaction', 'bot', $1)",
+        b'{"events":' + endless + b',"ephemeral":[{"event_id":"$typing"}]}',
+    )
+    await relay(pg, "bot", "$1")
+    await intake.consume_once()
+    assert await outbox(pg) == ["$typing", "$1"]
+    letters = await pg.fetch("select kind, payload from appservice_bridge.dead_letter")
+    assert [tuple(row) for row in letters] == [("event", endless)]
+
+
+async def test_a_row_that_another_worker_buried_costs_no_other_row(
+    pg: Connection, db: Database, intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = outbox_table.append
+
+    async def refuse_one(conn: Connection, items: list[outbox_table.Routed]) -> None:
+        if any(item.stream_id == 1 for item in items):
+            raise RefusedRowError("sqlstate 22000")
+        await append(conn, items)
+
+    monkeypatch.setattr(outbox_table, "append", refuse_one)
+    await capture(pg, "@b_1:example.org", 1)
+    await capture(pg, "@b_1:example.org", 2)
+    other = Intake(db, intake._owners, nobody)
+    for one in (intake, other):
+        one._max_rows = 1
+        one._first_seq = 1  # both saw it refused
+    await intake.consume_once()
+    await other._halve_or_bury(RefusedRowError("sqlstate 22000"), sweep=False)
+    assert await pg.fetchval("select count(*) from appservice_bridge.dead_letter") == 1
+    while not (await other.consume_once()).done:
+        pass
+    assert await outbox(pg) == [2]

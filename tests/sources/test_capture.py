@@ -8,7 +8,7 @@ import pytest
 
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.sources.reconciler import reconcile_once
-from appservice_bridge.storage import synapse
+from appservice_bridge.storage import inbox, synapse
 from appservice_bridge.storage.database import Database
 from tests.support.facts import Connection, attach, make_synapse_tables, outbox, send
 
@@ -156,3 +156,24 @@ async def test_uninstalling_is_refused_while_facts_wait(pg: Connection) -> None:
     await synapse.uninstall(pg, discard_backlog=True, everything=True)
     assert not await synapse.is_installed(pg)
     assert await pg.fetchval("select to_regnamespace('appservice_bridge')") is None
+
+
+async def test_the_floor_stays_while_another_worker_compares(
+    pg: Connection, db: Database, intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await attach(pg)
+    await send(pg, "@b_1:example.org", 1, n=1)
+    await pg.execute("update public.stream_positions set stream_id = 1")
+    await reconcile_once(db, floor_settle_seconds=0)  # notes 1
+    await intake.consume_once()
+
+    async def held_elsewhere(*_: object, **__: object) -> None:
+        return None
+
+    with monkeypatch.context() as patched:
+        patched.setattr(inbox, "append_missed", held_elsewhere)
+        await reconcile_once(db, floor_settle_seconds=0)
+    floor = "select settled from appservice_bridge.inbox_floor"
+    assert await pg.fetchval(floor) == 0
+    await reconcile_once(db, floor_settle_seconds=0)
+    assert await pg.fetchval(floor) == 1
