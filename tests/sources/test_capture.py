@@ -2,14 +2,17 @@
 
 import asyncio
 import time
+from pathlib import Path
 
 import asyncpg
 import pytest
 
+from appservice_bridge.dev.postgres import EmbeddedPostgres
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.sources.reconciler import reconcile_once
 from appservice_bridge.storage import inbox, synapse
 from appservice_bridge.storage.database import Database
+from appservice_bridge.storage.migrations import migrate
 from tests.support.facts import Connection, attach, make_synapse_tables, outbox, send
 
 LOG = "select count(*) from appservice_bridge.capture_log"
@@ -177,3 +180,24 @@ async def test_the_floor_stays_while_another_worker_compares(
     assert await pg.fetchval(floor) == 0
     await reconcile_once(db, floor_settle_seconds=0)
     assert await pg.fetchval(floor) == 1
+
+
+async def test_a_full_queue_of_notifications_fails_no_commit_of_the_homeserver(
+    tmp_path: Path,
+) -> None:
+    settings = {"max_notify_queue_pages": "64"}
+    with EmbeddedPostgres(tmp_path / "postgres", settings=settings) as server:
+        homeserver, idle = [await asyncpg.connect(server.dsn()) for _ in range(2)]
+        await migrate(homeserver)
+        await attach(homeserver)
+        await idle.execute("listen anything")
+        await idle.execute("begin; select 1")  # so that the queue cannot be cut
+        with pytest.raises(asyncpg.PostgresError) as full:
+            for _ in range(1000):
+                await homeserver.execute("select pg_notify('anything', repeat('x', 7000))")
+        assert full.value.sqlstate == "54000"
+        for n in range(300):
+            await send(homeserver, "@b_1:example.org", n)
+        assert await homeserver.fetchval(LOG) == 300
+        for conn in (homeserver, idle):
+            await conn.close()
