@@ -7,7 +7,7 @@ create sequence capture_seq cache 1;
 
 create table capture_log (
     seq           bigint primary key default nextval('capture_seq'),
-    kind          text not null,     -- to_device | transaction
+    kind          text not null,     -- what else is set, and what body holds, its kind says
     appservice_id text,              -- whom the homeserver addressed; null: intake finds out
     user_id       text,
     device_id     text,
@@ -93,7 +93,7 @@ create table outbox_head (
 create table outbox (
     appservice_id text collate "C",
     position      bigint,
-    kind          text not null,     -- event | ephemeral | to_device
+    kind          text not null,     -- event | ephemeral | to_device | dropped
     user_id       text,              -- recipient of a to-device message
     device_id     text,
     stream_id     bigint,

@@ -86,6 +86,8 @@ async def _install(conn: Connection, of: Loaded) -> str:
         foreign = await seed_foreign(conn, known, synapse.users_page)
     created = await synapse.install(conn)
     what = (
-        "installed" if created else "the trigger was there already, its function is this release's"
+        f"triggers made on {', '.join(created)}"
+        if created
+        else "the triggers were there already, their functions are this release's"
     )
-    return f"capture on public.device_inbox: {what}; {foreign} users belong to no appservice"
+    return f"capture: {what}; {foreign} users belong to no appservice"

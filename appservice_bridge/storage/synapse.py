@@ -1,12 +1,13 @@
 """Synapse's own tables in the same database: read, and given our triggers, never altered else."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 import asyncpg
 
+from appservice_bridge.domain.capture import FUNCTIONS, TRIGGERS, Trigger
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.storage import inbox, migrations
 from appservice_bridge.storage.database import Connection
@@ -26,8 +27,21 @@ select needed.*,
                ('schema', 'public', 'USAGE'),
                ('table', 'public.users', 'SELECT'),
                ('table', 'public.stream_positions', 'SELECT'),
+               ('table', 'public.current_state_delta_stream', 'SELECT'),
+               ('table', 'public.current_state_events', 'SELECT'),
+               ('table', 'public.room_memberships', 'SELECT'),
                ('table', 'public.device_inbox', 'TRIGGER'),
-               ('table', 'public.device_inbox', 'SELECT')) as needed(kind, name, privilege)
+               ('table', 'public.device_inbox', 'SELECT'),
+               ('table', 'public.device_lists_stream', 'TRIGGER'),
+               ('table', 'public.device_lists_stream', 'SELECT'),
+               ('table', 'public.user_signature_stream', 'TRIGGER'),
+               ('table', 'public.user_signature_stream', 'SELECT'),
+               ('table', 'public.e2e_one_time_keys_json', 'TRIGGER'),
+               ('table', 'public.e2e_one_time_keys_json', 'SELECT'),
+               ('table', 'public.e2e_fallback_keys_json', 'TRIGGER'),
+               ('table', 'public.e2e_fallback_keys_json', 'SELECT'),
+               ('table', 'public.devices', 'TRIGGER'),
+               ('table', 'public.devices', 'SELECT')) as needed(kind, name, privilege)
 """
 
 IS_SYNAPSE: Final = """
@@ -41,24 +55,22 @@ USERS_PAGE: Final = """
 select name from public.users where name > $1 order by name limit $2
 """
 
-TRIGGER_THERE: Final = """
--- synapse.trigger_there
-select exists (select from pg_trigger
-                where tgrelid = to_regclass('public.device_inbox')
-                  and tgname = 'appservice_bridge_capture'
-                  and tgenabled <> 'D')
+MISSING_TRIGGERS: Final = """
+-- synapse.missing_triggers: those of $1, $2 (name, table) that are not there or disabled
+select t.place
+  from unnest($1::text[], $2::text[]) with ordinality as t(name, table_name, place)
+ where not exists (select from pg_trigger
+                    where tgrelid = to_regclass('public.' || t.table_name)
+                      and tgname = t.name and tgenabled <> 'D')
+ order by t.place
 """
 
-CREATE_TRIGGER: Final = """
--- synapse.create_trigger
-create trigger appservice_bridge_capture after insert on public.device_inbox
-referencing new table as inserted
-for each statement execute function appservice_bridge.capture_device_inbox()
-"""
-
-DROP_FUNCTION: Final = """
--- synapse.drop_function: takes the trigger with it, also where the table is not ours
-drop function if exists appservice_bridge.capture_device_inbox() cascade
+DISABLED: Final = """
+-- synapse.disabled: functions of ours that have a disabled trigger
+select array_agg(distinct p.proname::text)
+  from pg_trigger t join pg_proc p on p.oid = t.tgfoid
+ where p.pronamespace = to_regnamespace('appservice_bridge') and p.proname = any($1::text[])
+   and t.tgenabled = 'D'
 """
 
 DROP_SCHEMA: Final = """
@@ -199,33 +211,53 @@ async def users_page(conn: Connection, *, after: str, size: int) -> list[str]:
     return [row["name"] for row in await conn.fetch(USERS_PAGE, after, size)]
 
 
-async def install(conn: Connection) -> bool:
-    """Create or replace the function, and the trigger if it is missing or disabled.
+async def install(conn: Connection) -> list[str]:
+    """Create or replace the functions, and the triggers that are missing or disabled.
 
-    Returns False if the trigger was there.
+    Returns the tables that got a trigger. Each has a DB transaction of its own, so that no writer
+    waits behind more than one lock; a stop in between leaves triggers that work, and the next run
+    makes the others.
 
     Raises:
-        TableBusyError: no moment without a writer was found; nothing was changed.
+        TableBusyError: no moment without a writer was found; run it again.
     """
-    function = (schema_directory() / "synapse" / "capture.sql").read_text(encoding="utf-8")
-    if await conn.fetchval(TRIGGER_THERE):
-        await conn.execute(function)
-        return False
+    functions = (schema_directory() / "synapse" / "capture.sql").read_text(encoding="utf-8")
+    if disabled := await conn.fetchval(DISABLED, list(FUNCTIONS)):
 
-    async def create() -> None:
-        await conn.execute(DROP_FUNCTION)  # and with it a trigger that is disabled
-        await conn.execute(function)
-        # creating it waited for every writer: what is in the table now is the past
-        await conn.execute(CREATE_TRIGGER)
-        await conn.execute(inbox.SET_FLOOR)
+        async def remove() -> None:
+            await _drop_functions(conn, disabled)
 
-    await _in_a_quiet_moment(conn, create)
-    return True
+        await _in_a_quiet_moment(conn, remove)
+    await conn.execute(functions)
+    missing = await missing_triggers(conn)
+    for trigger in missing:
+
+        async def create(trigger: Trigger = trigger) -> None:
+            # it waits for every writer: what is in the table then is the past
+            await conn.execute(trigger.create)
+            if trigger.table == "device_inbox":
+                await conn.execute(inbox.SET_FLOOR)
+
+        await _in_a_quiet_moment(conn, create)
+    return sorted({trigger.table for trigger in missing})
+
+
+async def _drop_functions(conn: Connection, functions: Iterable[str]) -> None:
+    """Drop functions, and with each its triggers: those may be on tables that are not ours."""
+    for function in functions:
+        await conn.execute(f"drop function if exists appservice_bridge.{function}() cascade")
+
+
+async def missing_triggers(conn: Connection) -> list[Trigger]:
+    """The triggers that are not there, or disabled."""
+    names, tables = [t.name for t in TRIGGERS], [t.table for t in TRIGGERS]
+    rows = await conn.fetch(MISSING_TRIGGERS, names, tables)
+    return [TRIGGERS[row["place"] - 1] for row in rows]
 
 
 async def is_installed(conn: Connection) -> bool:
-    """Whether the trigger is there and enabled."""
-    return bool(await conn.fetchval(TRIGGER_THERE))
+    """Whether every trigger is there and enabled."""
+    return not await missing_triggers(conn)
 
 
 async def require_installed(conn: Connection) -> None:
@@ -255,7 +287,7 @@ async def uninstall(conn: Connection, *, discard_backlog: bool, everything: bool
         raise WorkerRunsError(name)
 
     async def remove() -> None:
-        await conn.execute(DROP_FUNCTION)
+        await _drop_functions(conn, (*FUNCTIONS, "wake_intake"))
         waiting = await conn.fetchval(WAITING)
         if waiting and not discard_backlog:
             raise FactsWaitError(waiting)

@@ -1,6 +1,16 @@
 -- The capture in Synapse's database. It runs inside the homeserver's own DB transaction, so it
 -- only inserts, parses nothing, names no column list of Synapse's tables, gives up after 100 ms
 -- behind a lock, and never fails the homeserver: what it had to leave out, the reconciler finds.
+
+-- A full queue of notifications would fail the homeserver's commit; who listens looks anyway.
+create or replace function appservice_bridge.wake_intake() returns void
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+    select pg_notify('appservice_bridge_capture', '') where pg_notification_queue_usage() < 0.5
+$$;
+
+-- On device_inbox. A scalar subquery stays an index probe per row, whatever plan is cached.
 create or replace function appservice_bridge.capture_device_inbox() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -10,11 +20,90 @@ begin
     insert into appservice_bridge.capture_log (kind, user_id, device_id, stream_id, body)
     select 'to_device', i.user_id, i.device_id, i.stream_id, convert_to(i.message_json, 'UTF8')
       from inserted i
-     -- a scalar subquery stays an index probe per row, whatever plan the session has cached
      where (select true from appservice_bridge.foreign_user f where f.user_id = i.user_id) is null;
-    -- a full queue of notifications would fail the homeserver's commit; who listens looks anyway
-    if found and pg_notification_queue_usage() < 0.5 then
-        perform pg_notify('appservice_bridge_capture', '');
+    if found then
+        perform appservice_bridge.wake_intake();
+    end if;
+    return null;
+exception when others then
+    raise warning 'appservice_bridge: capture left out, sqlstate %', sqlstate;
+    return null;
+end
+$$;
+
+-- On device_lists_stream. Of foreign users, too: appservices share rooms with them.
+create or replace function appservice_bridge.capture_device_list() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '100ms'
+as $$
+begin
+    insert into appservice_bridge.capture_log (kind, user_id, device_id, stream_id)
+    select 'device_list', i.user_id, i.device_id, i.stream_id from inserted i;
+    perform appservice_bridge.wake_intake();
+    return null;
+exception when others then
+    raise warning 'appservice_bridge: capture left out, sqlstate %', sqlstate;
+    return null;
+end
+$$;
+
+-- On user_signature_stream: whose keys somebody signed; only who signed hears of it.
+create or replace function appservice_bridge.capture_signatures() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '100ms'
+as $$
+begin
+    insert into appservice_bridge.capture_log (kind, user_id, stream_id, body)
+    select 'signatures', i.from_user_id, i.stream_id, convert_to(i.user_ids, 'UTF8')
+      from inserted i
+     where (select true from appservice_bridge.foreign_user f
+             where f.user_id = i.from_user_id) is null;
+    if found then
+        perform appservice_bridge.wake_intake();
+    end if;
+    return null;
+exception when others then
+    raise warning 'appservice_bridge: capture left out, sqlstate %', sqlstate;
+    return null;
+end
+$$;
+
+-- On the tables of one-time and fallback keys: recount this device, never one more or one less.
+create or replace function appservice_bridge.capture_device_keys() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '100ms'
+as $$
+begin
+    insert into appservice_bridge.capture_log (kind, user_id, device_id)
+    select distinct 'device_keys', c.user_id, c.device_id
+      from changed c
+     where (select true from appservice_bridge.foreign_user f where f.user_id = c.user_id) is null;
+    if found then
+        perform appservice_bridge.wake_intake();
+    end if;
+    return null;
+exception when others then
+    raise warning 'appservice_bridge: capture left out, sqlstate %', sqlstate;
+    return null;
+end
+$$;
+
+-- On devices, when one is deleted: what waits for it is not for who takes its name next.
+create or replace function appservice_bridge.capture_device_deleted() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '100ms'
+as $$
+begin
+    insert into appservice_bridge.capture_log (kind, user_id, device_id)
+    select 'device_deleted', c.user_id, c.device_id
+      from changed c
+     where (select true from appservice_bridge.foreign_user f where f.user_id = c.user_id) is null;
+    if found then
+        perform appservice_bridge.wake_intake();
     end if;
     return null;
 exception when others then

@@ -85,7 +85,7 @@ async def test_a_trigger_that_was_lost_is_made_up_for_when_it_is_installed_again
     pg: Connection, db: Database, intake: Intake
 ) -> None:
     await attach(pg)
-    await pg.execute("drop trigger appservice_bridge_capture on public.device_inbox")
+    await pg.execute("drop trigger appservice_bridge_insert on public.device_inbox")
     await send(pg, "@b_1:example.org", 1, n=1)
     await synapse.install(pg)
     assert await reconcile_once(db) == 1

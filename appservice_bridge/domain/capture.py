@@ -1,0 +1,56 @@
+"""The triggers that capture facts in Synapse's tables; who installs them is someone else's."""
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trigger:
+    """One statement-level trigger of ours on a table of Synapse's.
+
+    Attributes:
+        event: insert, update or delete.
+        rows: what the function calls the rows, after an insert or update, before a delete.
+    """
+
+    table: str
+    event: str
+    function: str
+    rows: str
+
+    @property
+    def name(self) -> str:
+        """As it is called in the database."""
+        return f"appservice_bridge_{self.event}"
+
+    @property
+    def create(self) -> str:
+        """The statement that makes it; every name in it is a constant of this module."""
+        which = "old" if self.event == "delete" else "new"
+        return (
+            f"create trigger {self.name} after {self.event} on public.{self.table} "
+            f"referencing {which} table as {self.rows} "
+            f"for each statement execute function appservice_bridge.{self.function}()"
+        )
+
+
+TRIGGERS: Final = (
+    Trigger(table="device_inbox", event="insert", function="capture_device_inbox", rows="inserted"),
+    Trigger(
+        table="device_lists_stream", event="insert", function="capture_device_list", rows="inserted"
+    ),
+    Trigger(
+        table="user_signature_stream",
+        event="insert",
+        function="capture_signatures",
+        rows="inserted",
+    ),
+    *(
+        Trigger(table=table, event=event, function="capture_device_keys", rows="changed")
+        for table in ("e2e_one_time_keys_json", "e2e_fallback_keys_json")
+        for event in ("insert", "update", "delete")
+    ),
+    Trigger(table="devices", event="delete", function="capture_device_deleted", rows="changed"),
+)
+
+FUNCTIONS: Final = tuple(dict.fromkeys(trigger.function for trigger in TRIGGERS))
