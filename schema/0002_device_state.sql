@@ -66,6 +66,15 @@ create table taken_device_change (
     primary key (stream_id, user_id, device_id)
 );
 
+-- Of a device that was deleted nothing goes out that was routed up to here and is not sealed.
+create table deleted_device (
+    appservice_id text collate "C",
+    user_id       text collate "C",
+    device_id     text collate "C",
+    upto          bigint not null,   -- a position in the outbox
+    primary key (appservice_id, user_id, device_id)
+);
+
 -- What a transaction holds beside the items of its range.
 alter table sealed add column device_lists integer not null default 0;
 alter table sealed add column device_keys integer not null default 0;

@@ -127,6 +127,8 @@ class Lane:
             events=owed.kinds.get(Kind.EVENT, 0),
             ephemeral=owed.kinds.get(Kind.EPHEMERAL, 0),
             to_device=owed.kinds.get(Kind.TO_DEVICE, 0),
+            device_lists=owed.device_lists,
+            device_keys=owed.device_keys,
         )
         self._attempt = 0
         self._looked = following is None

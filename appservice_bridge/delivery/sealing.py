@@ -1,13 +1,16 @@
 """Cuts the next transaction from an outbox and freezes it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from appservice_bridge.domain.device_updates import DeviceUpdates
 from appservice_bridge.domain.policy import DeliveryPolicy
-from appservice_bridge.domain.transaction import BUILDER, Item, frame_for, within_limits
-from appservice_bridge.storage import lanes, outbox, sealed
+from appservice_bridge.domain.transaction import BUILDER, Item, Kind, frame_for, within_limits
+from appservice_bridge.storage import device_updates, lanes, ledger, outbox, sealed
 from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.lanes import LaneState
 from appservice_bridge.storage.leases import Lease
+from appservice_bridge.storage.ledger import LedgerKey
 from appservice_bridge.storage.sealed import Sealed, count_kinds
 
 
@@ -20,7 +23,7 @@ async def owed(
         LeaseLostError: someone else holds the lane.
         AlteredTransactionError: the one in flight is not what was sealed.
     """
-    if state.sealed_to > state.acked_to:
+    if state.in_flight:
         return await sealed.in_flight(conn, lease)
     return await _seal_next(conn, lease, policy, state)
 
@@ -40,35 +43,82 @@ async def ack_and_seal_next(
 async def _seal_next(
     conn: Connection, lease: Lease, policy: DeliveryPolicy, state: LaneState
 ) -> Sealed | None:
-    waiting = await outbox.next_items(
-        conn,
-        lease.appservice_id,
-        after=state.sealed_to,
-        max_items=policy.max_items,
-        max_bytes=policy.max_body_bytes,
+    updates = await _device_updates(conn, lease, policy, state)
+    told = updates.fields(policy.profile)
+    while True:
+        items = await _next_items(conn, lease, policy, state, told_bytes=len(told))
+        if not items and not updates:
+            return None
+        if updates or any(item.kind is not Kind.DROPPED for item in items):
+            return await _freeze(conn, lease, policy, state, items, updates)
+        state = await _step_over(conn, lease, state, items)
+
+
+async def _device_updates(
+    conn: Connection, lease: Lease, policy: DeliveryPolicy, state: LaneState
+) -> DeviceUpdates:
+    """A page of what waits to be told of devices; half of the body is left to the items."""
+    if not state.device_updates:
+        return DeviceUpdates()
+    page = device_updates.Page(
+        number=state.next_number, most=policy.max_items, max_bytes=policy.max_body_bytes // 4
     )
-    if not waiting:
-        return None
-    items = _first_that_fit(waiting, policy)
+    return DeviceUpdates(
+        lists=await device_updates.take_lists(conn, lease.appservice_id, page),
+        keys=await device_updates.take_keys(conn, lease.appservice_id, page),
+    )
+
+
+async def _next_items(
+    conn: Connection, lease: Lease, policy: DeliveryPolicy, state: LaneState, *, told_bytes: int
+) -> Sequence[Item]:
+    """The next items that fit, those of deleted devices emptied."""
+    appservice_id = lease.appservice_id
+    if state.deleted_devices:
+        dropped = await outbox.drop_deleted(
+            conn, appservice_id, after=state.sealed_to, max_items=policy.max_items
+        )
+        if dropped:
+            await ledger.count(conn, {LedgerKey(appservice_id, Kind.TO_DEVICE, "dropped"): dropped})
+        await device_updates.delete_marked(conn, appservice_id, sealed_to=state.sealed_to)
+    room = max(policy.max_body_bytes - told_bytes, 1)
+    waiting = await outbox.next_items(
+        conn, appservice_id, after=state.sealed_to, max_items=policy.max_items, max_bytes=room
+    )
+    fitting = within_limits(
+        waiting, max_items=policy.max_items, max_body_bytes=room, profile=policy.profile
+    )
+    return waiting[:fitting]
+
+
+async def _step_over(
+    conn: Connection, lease: Lease, state: LaneState, items: Sequence[Item]
+) -> LaneState:
+    """Nothing of these is left to send."""
+    upto = items[-1].position
+    await lanes.skip(conn, lease, upto=upto)
+    return replace(state, sealed_to=upto, acked_to=upto)
+
+
+async def _freeze(
+    conn: Connection,
+    lease: Lease,
+    policy: DeliveryPolicy,
+    state: LaneState,
+    items: Sequence[Item],
+    updates: DeviceUpdates,
+) -> Sealed:
     kinds = count_kinds(items)
-    frame = frame_for(kinds, policy.profile)
+    frame = frame_for(kinds, policy.profile, updates.fields(policy.profile))
     following = Sealed(
         number=state.next_number,
         txn_id=f"ab{state.epoch}-{state.next_number}",
-        first_position=items[0].position,
-        last_position=items[-1].position,
+        first_position=state.sealed_to + 1,
+        last_position=items[-1].position if items else state.sealed_to,
         kinds=kinds,
+        device_lists=len(updates.lists),
+        device_keys=len(updates.keys),
         body=frame.splice(items),
     )
     await sealed.insert(conn, lease, following, frame, builder=BUILDER)
     return following
-
-
-def _first_that_fit(waiting: Sequence[Item], policy: DeliveryPolicy) -> Sequence[Item]:
-    fitting = within_limits(
-        waiting,
-        max_items=policy.max_items,
-        max_body_bytes=policy.max_body_bytes,
-        profile=policy.profile,
-    )
-    return waiting[:fitting]

@@ -13,11 +13,16 @@ _FRAME_BYTES: Final = 512  # more than the frame of all kinds under all names ta
 
 
 class Kind(StrEnum):
-    """What an item of the outbox is, and so which array of the body holds it."""
+    """What an item of the outbox is, and so which array of the body holds it.
+
+    Attributes:
+        DROPPED: its device was deleted before it was sealed; it fills a position and no array.
+    """
 
     EVENT = "event"
     EPHEMERAL = "ephemeral"
     TO_DEVICE = "to_device"
+    DROPPED = "dropped"
 
 
 class Profile(StrEnum):
@@ -89,15 +94,18 @@ class Frame:
         return b"".join(parts)
 
 
-def frame_for(kinds: Iterable[Kind], profile: Profile) -> Frame:
-    """The frame of a transaction with items of these kinds; `events` is always there."""
+def frame_for(kinds: Iterable[Kind], profile: Profile, more: bytes = b"") -> Frame:
+    """The frame of a transaction with items of these kinds; `events` is always there.
+
+    `more` are members that no item fills, each with a comma before it.
+    """
     present = set(kinds)
     names = [("events", Kind.EVENT)]
     for kind, fields in _FIELDS[profile].items():
         if kind in present:
             names += [(name, kind) for name in fields]
     opening = [b'"%s":[' % name.encode() for name, _ in names]
-    pieces = [b"{" + opening[0], *(b"]," + piece for piece in opening[1:]), b"]}"]
+    pieces = [b"{" + opening[0], *(b"]," + piece for piece in opening[1:]), b"]" + more + b"}"]
     return Frame(pieces=tuple(pieces), slots=tuple(kind for _, kind in names))
 
 

@@ -10,10 +10,12 @@ import structlog
 
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.waiting import set_within
+from appservice_bridge.routing.device_changes import DeviceChanges
 from appservice_bridge.routing.route import Candidate, route_rows
 from appservice_bridge.storage import (
     capture_log,
     dead_letters,
+    device_updates,
     foreign_users,
     ledger,
     outbox,
@@ -129,6 +131,7 @@ class Intake:
         if routing.foreign:
             await foreign_users.add(conn, routing.foreign)
         appended = await _append(conn, new, routing.counts)
+        appended |= await _tell_of_devices(conn, routing.devices, self._owners)
         if routing.counts:
             await ledger.count(conn, routing.counts)
         return appended
@@ -164,7 +167,10 @@ class Intake:
 
 
 async def _append(conn: Connection, new: list[Candidate], counts: Counter[LedgerKey]) -> set[str]:
-    routed = [item for candidate in new for item in candidate.routed]
+    deleted = sorted({device for candidate in new for device in candidate.deleted})
+    if deleted:
+        await device_updates.delete_devices(conn, deleted)  # of what was routed before this batch
+    routed = _outliving_their_devices(new, counts)
     buried = [item for candidate in new for item in candidate.buried]
     counts.update(LedgerKey(item.appservice_id, item.kind, "routed") for item in routed)
     counts.update(LedgerKey(item.appservice_id, item.kind, "buried") for item in buried)
@@ -173,3 +179,34 @@ async def _append(conn: Connection, new: list[Candidate], counts: Counter[Ledger
     if buried:
         await dead_letters.bury(conn, buried)
     return {item.appservice_id for item in routed}
+
+
+def _outliving_their_devices(
+    new: list[Candidate], counts: Counter[LedgerKey]
+) -> list[outbox.Routed]:
+    """The items of a batch, without those whose device the same batch deletes later on."""
+    kept: list[outbox.Routed] = []
+    deleted: set[tuple[str, str | None, str | None]] = set()
+    for candidate in reversed(new):
+        deleted.update(candidate.deleted)
+        for item in reversed(candidate.routed):
+            if (item.appservice_id, item.user_id, item.device_id) in deleted:
+                for outcome in ("routed", "dropped"):
+                    counts[LedgerKey(item.appservice_id, item.kind, outcome)] += 1
+            else:
+                kept.append(item)
+    return kept[::-1]
+
+
+async def _tell_of_devices(conn: Connection, changes: DeviceChanges, owners: Owners) -> set[str]:
+    """Let device lists and key counts wait for the next transactions; returns whose."""
+    keys = [change.key for change in changes.seen if change.key is not None]
+    fresh = await repeats.take_changes(conn, keys) if keys else set()
+    users = changes.apply_fresh(fresh, owners)
+    tracking = await device_updates.change_tracked(conn, sorted(users)) if users else set()
+    if changes.lists:
+        await device_updates.change_lists(conn, changes.lists)
+    if changes.keys:
+        await device_updates.change_keys(conn, changes.keys)
+    told = {key.appservice_id for key in changes.lists}
+    return told | tracking | {key.appservice_id for key in changes.keys}

@@ -10,8 +10,15 @@ from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.raw_json import MalformedError, decode, elements, members, string
 from appservice_bridge.domain.transaction import Kind
+from appservice_bridge.routing.device_changes import (
+    DeviceChanges,
+    key_change,
+    list_change,
+    signatures,
+)
 from appservice_bridge.storage.capture_log import Captured, CapturedKind
 from appservice_bridge.storage.dead_letters import Buried
+from appservice_bridge.storage.device_updates import DeviceKey
 from appservice_bridge.storage.ledger import LedgerKey
 from appservice_bridge.storage.outbox import Routed
 from appservice_bridge.storage.repeats import EventKey, InboxKey
@@ -60,11 +67,13 @@ class Candidate:
         key: tells a repeat; None where nothing can, and then every copy is new.
         routed: one item per interested appservice.
         buried: the same, where it cannot be delivered.
+        deleted: a device for which nothing that came before is delivered.
     """
 
     key: InboxKey | EventKey | None = None
     routed: tuple[Routed, ...] = ()
     buried: tuple[Buried, ...] = ()
+    deleted: tuple[DeviceKey, ...] = ()
 
 
 class Routing:
@@ -72,12 +81,14 @@ class Routing:
 
     Attributes:
         candidates: in the order of the log.
+        devices: what was said of devices.
         foreign: users whom nobody owns.
         counts: what goes to the ledger; repeats are counted by `only_new`.
     """
 
     def __init__(self) -> None:
         self.candidates: list[Candidate] = []
+        self.devices = DeviceChanges()
         self.foreign: set[str] = set()
         self.counts: Counter[LedgerKey] = Counter()
 
@@ -116,6 +127,15 @@ def route_rows(rows: Iterable[Captured], owners: Owners) -> Routing:
                 _route_to_device(row, owners, routing)
             case CapturedKind.TRANSACTION:
                 _route_transaction(row, owners, routing)
+            case (
+                CapturedKind.DEVICE_LIST
+                | CapturedKind.SIGNATURES
+                | CapturedKind.DEVICE_KEYS
+                | CapturedKind.DEVICE_DELETED
+            ):
+                _route_device_change(row, owners, routing)
+            case CapturedKind.EVENT | CapturedKind.EPHEMERAL:
+                _route_addressed(row, owners, routing)
             case unknown:
                 reason = "a kind of fact that this release does not know"
                 routing.candidates.append(_buried_whole(row, unknown, reason, row.body))
@@ -123,14 +143,14 @@ def route_rows(rows: Iterable[Captured], owners: Owners) -> Routing:
 
 
 def _route_to_device(row: Captured, owners: Owners, routing: Routing) -> None:
-    if row.user_id is None or row.device_id is None or row.stream_id is None:
+    if row.user_id is None or row.device_id is None:
         raise KeyMissingError(row)
-    appservice_ids = owners.of(row.user_id)
+    appservice_ids = _owning(row, row.user_id, owners, routing)
     if not appservice_ids:
-        routing.foreign.add(row.user_id)
-        routing.counts[LedgerKey("", Kind.TO_DEVICE, "foreign")] += 1
         return
-    key = InboxKey(row.user_id, row.device_id, row.stream_id)
+    key = None
+    if row.stream_id is not None:  # by ingest it comes without one
+        key = InboxKey(row.user_id, row.device_id, row.stream_id)
     try:
         payload = to_device_item(row.user_id, row.device_id, row.body)
     except MalformedError as error:
@@ -151,6 +171,66 @@ def _route_to_device(row: Captured, owners: Owners, routing: Routing) -> None:
         for appservice_id in appservice_ids
     )
     routing.candidates.append(Candidate(key=key, routed=routed))
+
+
+def _owning(row: Captured, user_id: str, owners: Owners, routing: Routing) -> tuple[str, ...]:
+    """Whose the user is; one whom nobody owns is put down as foreign."""
+    appservice_ids = owners.of(user_id)
+    if not appservice_ids:
+        routing.foreign.add(user_id)
+        routing.counts[LedgerKey("", row.kind, "foreign")] += 1
+    return appservice_ids
+
+
+def _route_device_change(row: Captured, owners: Owners, routing: Routing) -> None:
+    if row.user_id is None:
+        raise KeyMissingError(row)
+    if row.appservice_id is not None and row.appservice_id not in owners.registrations:
+        routing.counts[LedgerKey(row.appservice_id, row.kind, "no_transport")] += 1
+        return
+    try:
+        if row.kind == CapturedKind.DEVICE_LIST:
+            list_change(row, row.user_id, routing.devices)
+        elif appservice_ids := _owning(row, row.user_id, owners, routing):
+            _route_change_of_owned(row, row.user_id, appservice_ids, owners, routing)
+    except MalformedError as error:
+        routing.candidates.append(_buried_whole(row, row.kind, str(error), row.body))
+
+
+def _route_change_of_owned(
+    row: Captured,
+    user_id: str,
+    appservice_ids: Sequence[str],
+    owners: Owners,
+    routing: Routing,
+) -> None:
+    if row.kind == CapturedKind.SIGNATURES:
+        signatures(row, user_id, owners, routing.devices)
+        return
+    if row.device_id is None:
+        raise KeyMissingError(row)
+    if row.kind == CapturedKind.DEVICE_KEYS:
+        routing.devices.change_keys(appservice_ids, user_id, row.device_id, key_change(row))
+        return
+    deleted = tuple(DeviceKey(id_, user_id, row.device_id) for id_ in appservice_ids)
+    routing.devices.forget_keys(deleted)
+    routing.candidates.append(Candidate(deleted=deleted))
+
+
+def _route_addressed(row: Captured, owners: Owners, routing: Routing) -> None:
+    """One event for one appservice."""
+    if row.appservice_id is None:
+        raise KeyMissingError(row)
+    if row.appservice_id not in owners.registrations:
+        routing.counts[LedgerKey(row.appservice_id, row.kind, "no_transport")] += 1
+        return
+    made = _event if row.kind == CapturedKind.EVENT else _ephemeral
+    try:
+        raw = decode(row.body)
+    except MalformedError as error:
+        routing.candidates.append(_buried_whole(row, row.kind, str(error), row.body))
+        return
+    routing.candidates.append(made(row, raw))
 
 
 def _buried_for_each(

@@ -84,10 +84,28 @@ select first_seq, last_seq
 
 
 class CapturedKind(StrEnum):
-    """What a row of the log holds; a newer release may have written others."""
+    """What a row of the log holds; a newer release may have written others.
+
+    Attributes:
+        TO_DEVICE: a message to one device; body is Synapse's message_json.
+        TRANSACTION: what the homeserver sent to one appservice; body is the request's.
+        DEVICE_LIST: the devices or keys of a user changed. With an appservice it is for that one
+            alone, and body says `changed` or `left`.
+        SIGNATURES: the user signed keys of others; body is a JSON list of them.
+        DEVICE_KEYS: count the device's keys again; or, with a body, what the homeserver counted:
+            an object with `one_time_key_counts`, `unused_fallback_key_types` or both.
+        DEVICE_DELETED: what is not sealed for the device is for nobody.
+        EVENT, EPHEMERAL: one object for one appservice.
+    """
 
     TO_DEVICE = "to_device"
     TRANSACTION = "transaction"
+    DEVICE_LIST = "device_list"
+    SIGNATURES = "signatures"
+    DEVICE_KEYS = "device_keys"
+    DEVICE_DELETED = "device_deleted"
+    EVENT = "event"
+    EPHEMERAL = "ephemeral"
 
 
 class LogConsumedElsewhereError(BridgeError):
@@ -125,8 +143,7 @@ class Captured:
 
     Attributes:
         kind: one of `CapturedKind`, or what a newer release wrote.
-        body: of a to-device message Synapse's message_json, of a transaction the request's.
-        stream_id: with user and device the key of a row in the homeserver's inbox.
+        stream_id: with user and device the key of a row in a stream of the homeserver's.
     """
 
     seq: int

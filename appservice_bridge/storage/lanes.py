@@ -10,8 +10,20 @@ HOLD: Final = """
 -- lanes.hold
 select epoch, next_number, sealed_to, acked_to, failed_attempts,
        greatest(0, extract(epoch from due_at)::float8
-                 - extract(epoch from clock_timestamp())::float8) as rest_seconds
+                 - extract(epoch from clock_timestamp())::float8) as rest_seconds,
+       exists (select from sealed s where s.appservice_id = $1) as in_flight,
+       exists (select from device_list_update u
+                where u.appservice_id = $1 and u.sealed_in is null)
+       or exists (select from device_key_state k
+                   where k.appservice_id = $1 and k.waiting) as device_updates,
+       exists (select from deleted_device d where d.appservice_id = $1) as deleted_devices
   from lane where appservice_id = $1 and lease_token = $2 for update
+"""
+
+SKIP: Final = """
+-- lanes.skip
+update lane set sealed_to = $3, acked_to = $3
+ where appservice_id = $1 and lease_token = $2 and sealed_to = acked_to
 """
 
 REST: Final = """
@@ -49,6 +61,9 @@ class LaneState:
         acked_to: every position up to it was delivered.
         failed_attempts: since the last ack.
         rest_seconds: how long the lane still rests; 0 when it is due.
+        in_flight: a transaction is sealed and not acknowledged.
+        device_updates: something waits to be told of devices.
+        deleted_devices: of some devices nothing may be sealed that was routed before they went.
     """
 
     epoch: str
@@ -57,6 +72,9 @@ class LaneState:
     acked_to: int
     failed_attempts: int
     rest_seconds: float
+    in_flight: bool
+    device_updates: bool
+    deleted_devices: bool
 
 
 async def hold(conn: Connection, lease: Lease) -> LaneState:
@@ -69,6 +87,16 @@ async def hold(conn: Connection, lease: Lease) -> LaneState:
     if row is None:
         raise LeaseLostError(lease.appservice_id)
     return LaneState(**row)
+
+
+async def skip(conn: Connection, lease: Lease, *, upto: int) -> None:
+    """Step over positions that hold nothing to send; nothing may be in flight.
+
+    Raises:
+        LeaseLostError: someone else holds the lane.
+    """
+    if await conn.execute(SKIP, lease.appservice_id, lease.token, upto) != "UPDATE 1":
+        raise LeaseLostError(lease.appservice_id)
 
 
 async def rest(

@@ -45,7 +45,17 @@ select position, kind, payload
 SEALED_ITEMS: Final = """
 -- outbox.sealed_items
 select position, kind, payload from outbox
- where appservice_id = $1 and position between $2 and $3 order by position
+ where appservice_id = $1 and position between $2 and $3 and kind <> 'dropped' order by position
+"""
+
+DROP_DELETED: Final = """
+-- outbox.drop_deleted: messages to devices that were deleted after they were routed
+update outbox o set kind = 'dropped', payload = ''
+  from (select * from outbox
+         where appservice_id = $1 and position > $2 order by position limit $3) next
+  join deleted_device d using (appservice_id, user_id, device_id)
+ where next.kind = 'to_device' and next.position <= d.upto
+   and o.appservice_id = next.appservice_id and o.position = next.position
 """
 
 PURGEABLE: Final = """
@@ -125,6 +135,15 @@ async def next_items(
     """What waits above a position, in order: so many items at most, one more than so many bytes."""
     rows = await conn.fetch(NEXT_ITEMS, appservice_id, after, max_items, max_bytes)
     return [_item(row) for row in rows]
+
+
+async def drop_deleted(conn: Connection, appservice_id: str, *, after: int, max_items: int) -> int:
+    """Empty what waits for deleted devices among the next items; returns how many.
+
+    Only for who holds the lane's row: what is sealed must not change.
+    """
+    done = await conn.execute(DROP_DELETED, appservice_id, after, max_items)
+    return int(done.split()[1])
 
 
 async def sealed_items(

@@ -17,6 +17,14 @@ on conflict do nothing
 returning user_id, device_id, stream_id
 """
 
+TAKE_CHANGES: Final = """
+-- repeats.take_changes: the changes of devices in the homeserver's stream that nobody took before
+insert into taken_device_change (stream_id, user_id, device_id)
+select * from unnest($1::bigint[], $2::text[], $3::text[])
+on conflict do nothing
+returning stream_id, user_id, device_id
+"""
+
 FIRST_SEEN: Final = """
 -- repeats.first_seen: the room events that were not routed to their appservice before
 insert into seen_event (appservice_id, event_digest)
@@ -50,6 +58,18 @@ class InboxKey(NamedTuple):
     stream_id: int
 
 
+class ChangeKey(NamedTuple):
+    """A row of the homeserver's stream of device lists.
+
+    Attributes:
+        device_id: '' where the row names none.
+    """
+
+    stream_id: int
+    user_id: str
+    device_id: str
+
+
 class EventKey(NamedTuple):
     """A room event on its way to one appservice.
 
@@ -65,6 +85,12 @@ async def take(conn: Connection, keys: Sequence[InboxKey]) -> set[InboxKey]:
     """Record rows of the inbox as routed; returns those that nobody had."""
     columns = [list(column) for column in zip(*keys, strict=True)] or [[], [], []]
     return {InboxKey(*row) for row in await conn.fetch(TAKE, *columns)}
+
+
+async def take_changes(conn: Connection, keys: Sequence[ChangeKey]) -> set[ChangeKey]:
+    """Record changes of devices as routed; returns those that nobody had."""
+    columns = [list(column) for column in zip(*keys, strict=True)]
+    return {ChangeKey(*row) for row in await conn.fetch(TAKE_CHANGES, *columns)}
 
 
 async def first_seen(conn: Connection, keys: Sequence[EventKey]) -> set[EventKey]:

@@ -1,5 +1,6 @@
 """Sealed transactions: every write is fenced by the lease's token."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -11,13 +12,14 @@ from appservice_bridge.domain.transaction import (
     Kind,
     digest,
 )
-from appservice_bridge.storage import outbox
+from appservice_bridge.storage import device_updates, outbox
 from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.leases import Lease, LeaseLostError
 
 IN_FLIGHT: Final = """
 -- sealed.in_flight: the oldest that is not acknowledged
-select number, txn_id, first_position, last_position, slots, frame, digest
+select number, txn_id, first_position, last_position, slots, frame, digest,
+       device_lists, device_keys
   from sealed where appservice_id = $1 order by number limit 1
 """
 
@@ -29,8 +31,8 @@ with moved as (
     returning appservice_id
 )
 insert into sealed (appservice_id, number, txn_id, first_position, last_position, items,
-                    body_bytes, builder, slots, frame, digest)
-select appservice_id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 from moved
+                    body_bytes, builder, slots, frame, digest, device_lists, device_keys)
+select appservice_id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14 from moved
 """
 
 ACK: Final = """
@@ -55,13 +57,22 @@ on conflict (appservice_id, kind, outcome) do update set items = ledger.items + 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sealed:
-    """A frozen transaction: the same id and bytes until the appservice takes it."""
+    """A frozen transaction: the same id and bytes until the appservice takes it.
+
+    Attributes:
+        first_position: of its items; above `last_position` if it has none.
+        kinds: how many items of each kind.
+        device_lists: how many users it names in its device lists.
+        device_keys: of how many devices it tells the counts.
+    """
 
     number: int
     txn_id: str
     first_position: int
     last_position: int
     kinds: Mapping[Kind, int]
+    device_lists: int = 0
+    device_keys: int = 0
     body: bytes = field(repr=False)
 
 
@@ -88,6 +99,8 @@ async def in_flight(conn: Connection, lease: Lease) -> Sealed:
         first_position=row["first_position"],
         last_position=row["last_position"],
         kinds=count_kinds(items),
+        device_lists=row["device_lists"],
+        device_keys=row["device_keys"],
         body=body,
     )
 
@@ -114,6 +127,8 @@ async def insert(
         list(frame.slots),
         list(frame.pieces),
         digest(sealed.body),
+        sealed.device_lists,
+        sealed.device_keys,
     )
     if done != "INSERT 0 1":
         raise LeaseLostError(lease.appservice_id)
@@ -125,7 +140,11 @@ async def ack(conn: Connection, lease: Lease, sealed: Sealed, *, status: int) ->
     Raises:
         LeaseLostError: someone else holds the lane, or acknowledged this already.
     """
-    kinds = sorted(sealed.kinds)
+    counts = {str(kind): items for kind, items in sealed.kinds.items()}
+    if sealed.device_lists or sealed.device_keys:
+        await device_updates.ack(conn, lease.appservice_id, number=sealed.number)
+        counts |= {"device_list": sealed.device_lists, "device_keys": sealed.device_keys}
+    kinds = sorted(kind for kind, items in counts.items() if items)
     done = await conn.execute(
         ACK,
         lease.appservice_id,
@@ -133,15 +152,14 @@ async def ack(conn: Connection, lease: Lease, sealed: Sealed, *, status: int) ->
         sealed.number,
         status,
         kinds,
-        [sealed.kinds[kind] for kind in kinds],
+        [counts[kind] for kind in kinds],
     )
     if done != f"INSERT 0 {len(kinds)}":
         raise LeaseLostError(lease.appservice_id)
 
 
 def count_kinds(items: Sequence[Item]) -> dict[Kind, int]:
-    """How many items of each kind."""
-    counts: dict[Kind, int] = {}
-    for item in items:
-        counts[item.kind] = counts.get(item.kind, 0) + 1
+    """How many items of each kind that is sent."""
+    counts = Counter(item.kind for item in items)
+    del counts[Kind.DROPPED]
     return counts

@@ -11,16 +11,8 @@ import pytest
 
 from appservice_bridge import storage
 from appservice_bridge.storage.database import connect
+from tests.support.facts import make_synapse_tables
 
-# As Synapse makes them, less what no statement names.
-SYNAPSE_TABLES: Final = """
-create table public.users (name text unique, appservice_id text);
-create table public.device_inbox (
-    user_id text not null, device_id text not null, stream_id bigint not null,
-    message_json text not null, instance_name text);
-create table public.stream_positions (
-    stream_name text not null, instance_name text not null, stream_id bigint not null);
-"""
 FIRST_LINE: Final = re.compile(r"\n-- (\w+)\.(\w+)(?::.*)?\n")
 
 
@@ -41,7 +33,7 @@ OURS: Final = [one for one in EVERY if one not in OF_SYNAPSE]
 def test_statements_are_found_at_all() -> None:
     assert len(OURS) > 30
     modules = {module for module, _, _ in OF_SYNAPSE}
-    assert modules <= {"synapse", "inbox"}
+    assert {"synapse", "inbox", "device_updates"} <= modules
 
 
 @pytest.mark.parametrize(("module", "name", "text"), EVERY)
@@ -72,7 +64,7 @@ async def test_every_statement_on_our_own_tables_can_be_prepared(
 async def test_every_statement_on_synapse_s_tables_can_be_prepared(
     pg: "asyncpg.Connection[asyncpg.Record]", database: str
 ) -> None:
-    await pg.execute(SYNAPSE_TABLES)
+    await make_synapse_tables(pg)
     conn = await connect(database)
     for module, name, text in OF_SYNAPSE:
         try:
