@@ -7,6 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from appservice_bridge.domain.device_updates import (
+    DeviceKeys,
+    DeviceListUpdate,
+    DeviceUpdates,
+)
 from appservice_bridge.domain.transaction import (
     Frame,
     Item,
@@ -18,6 +23,7 @@ from appservice_bridge.domain.transaction import (
 )
 from tests.support.properties import UNHURRIED
 
+SENT = [kind for kind in Kind if kind is not Kind.DROPPED]
 UNSTABLE_TO_DEVICE: Final = "de.sorunome.msc2409.to_device"
 UNSTABLE_EPHEMERAL: Final = "de.sorunome.msc2409.ephemeral"
 PAYLOADS: Final = st.sampled_from(
@@ -34,7 +40,7 @@ SIZES: Final = st.integers(min_value=2, max_value=2000).map(b"x".__mul__)
 
 @st.composite
 def items(draw: st.DrawFn, payloads: "st.SearchStrategy[bytes]" = PAYLOADS) -> list[Item]:
-    found = draw(st.lists(st.tuples(st.sampled_from(Kind), payloads), max_size=12))
+    found = draw(st.lists(st.tuples(st.sampled_from(SENT), payloads), max_size=12))
     return [
         Item(position=position, kind=kind, payload=payload)
         for position, (kind, payload) in enumerate(found, start=1)
@@ -134,3 +140,44 @@ def test_room_that_is_there_is_used(of: list[Item], profile: Profile) -> None:
 
 def test_a_digest_is_sha_256() -> None:
     assert digest(b"").hex().startswith("e3b0c44298fc1c149afb")
+
+
+@given(st.lists(st.sampled_from(["@a:x", "@é:x", '@"\\:x']), unique=True), st.sampled_from(Profile))
+def test_device_updates_stand_beside_any_items_in_one_json_object(
+    users: list[str], profile: Profile
+) -> None:
+    updates = DeviceUpdates(
+        lists=tuple(DeviceListUpdate(user_id=user, change="changed") for user in users),
+        keys=tuple(
+            DeviceKeys(user_id=user, device_id='D"', counts={}, fallback_types=()) for user in users
+        ),
+    )
+    item = Item(position=1, kind=Kind.EVENT, payload=b"{}")
+    for items in ([], [item]):
+        frame = frame_for((i.kind for i in items), profile, updates.fields(profile))
+        body = json.loads(frame.splice(items))
+        for name in names_of_lists(profile) if users else []:
+            assert body.pop(name) == {"changed": users, "left": []}
+        counted = {user: {'D"': {"signed_curve25519": 0}} for user in users}
+        for name in [n for n in list(body) if "one_time" in n]:
+            assert body.pop(name) == counted
+        for name in [n for n in list(body) if "fallback" in n]:
+            assert body.pop(name) == {user: {'D"': []} for user in users}
+        assert body == {"events": [{} for _ in items]}
+
+
+def names_of_lists(profile: Profile) -> list[str]:
+    stable = ["device_lists"] if profile is not Profile.UNSTABLE else []
+    unstable = ["org.matrix.msc3202.device_lists"] if profile is not Profile.STABLE else []
+    return stable + unstable
+
+
+def test_counts_go_out_under_every_name_that_a_client_library_reads() -> None:
+    keys = DeviceKeys(user_id="@b:x", device_id="D", counts={"signed_curve25519": 3})
+    body = json.loads(b"{" + DeviceUpdates(keys=(keys,)).fields(Profile.BOTH)[1:] + b"}")
+    assert sorted(body) == [
+        "device_one_time_keys_count",
+        "org.matrix.msc3202.device_one_time_key_counts",
+        "org.matrix.msc3202.device_one_time_keys_count",
+    ]
+    assert all(value == {"@b:x": {"D": {"signed_curve25519": 3}}} for value in body.values())

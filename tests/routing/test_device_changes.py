@@ -1,0 +1,161 @@
+"""What intake makes of facts about devices: whose lists change, whose keys, and what is dropped."""
+
+import json
+
+import pytest
+
+from appservice_bridge.routing.announcing import announce, go_live
+from appservice_bridge.routing.intake import Intake
+from appservice_bridge.storage.database import Database
+from tests.support.facts import Connection, capture, outbox
+from tests.support.intake import nobody, registered
+
+BOT = "@b_1:example.org"
+FRIEND = "@friend:elsewhere.org"
+LISTS = (
+    "select appservice_id, user_id, change from appservice_bridge.device_list_update"
+    " where sealed_in is null order by 1, 2"
+)
+KEYS = (
+    "select appservice_id, user_id, device_id, recount, counts, fallback_types"
+    " from appservice_bridge.device_key_state where waiting order by 1, 2, 3"
+)
+
+
+async def captured(pg: Connection, kind: str, **columns: object) -> None:
+    """A row of the log of any kind."""
+    names = ["kind", *columns]
+    values = [kind, *columns.values()]
+    places = ", ".join(f"${place}" for place in range(1, len(names) + 1))
+    await pg.execute(
+        f"insert into appservice_bridge.capture_log ({', '.join(names)}) values ({places})", *values
+    )
+
+
+async def rows(pg: Connection, statement: str) -> list[tuple[object, ...]]:
+    return [tuple(row) for row in await pg.fetch(statement)]
+
+
+async def two_appservices(db: Database) -> Intake:
+    owners = registered(("bot", "@b_.*"), ("irc", "@i_.*"))
+    await go_live(db, await announce(db, owners, epoch="test"))
+    return Intake(db, owners, nobody)
+
+
+async def test_a_change_concerns_those_that_own_the_user_and_those_that_track_them(
+    pg: Connection, db: Database
+) -> None:
+    intake = await two_appservices(db)
+    await pg.execute("insert into appservice_bridge.tracked values ('irc', $1)", FRIEND)
+    await pg.execute("insert into appservice_bridge.tracked values ('irc', $1)", BOT)
+    for stream_id, user in enumerate([FRIEND, BOT, "@stranger:example.org"], 1):
+        await captured(pg, "device_list", user_id=user, device_id="D", stream_id=stream_id)
+    assert (await intake.consume_once()).appended == {"bot", "irc"}
+    assert await rows(pg, LISTS) == [
+        ("bot", BOT, "changed"),
+        ("irc", BOT, "changed"),
+        ("irc", FRIEND, "changed"),
+    ]
+    assert await rows(pg, KEYS) == [("bot", BOT, "D", True, None, None)]
+    assert await rows(pg, "select * from appservice_bridge.foreign_user") == []
+
+
+async def test_a_change_that_is_read_twice_is_told_once(pg: Connection, intake: Intake) -> None:
+    for _ in range(2):
+        await captured(pg, "device_list", user_id=BOT, device_id="D", stream_id=7)
+        await intake.consume_once()
+        await pg.execute("delete from appservice_bridge.device_list_update where user_id <> ''")
+    await captured(pg, "device_list", user_id=BOT, device_id="D", stream_id=8)
+    await intake.consume_once()
+    assert await rows(pg, LISTS) == [("bot", BOT, "changed")]
+    await pg.execute("delete from appservice_bridge.device_list_update")
+    await captured(pg, "device_list", user_id=BOT, device_id="D", stream_id=7)
+    assert (await intake.consume_once()).appended == frozenset()
+    assert await rows(pg, LISTS) == []
+
+
+async def test_who_signed_keys_of_others_hears_of_them(pg: Connection, intake: Intake) -> None:
+    body = json.dumps([FRIEND, "@é:example.org"]).encode()
+    await captured(pg, "signatures", user_id=BOT, stream_id=1, body=body)
+    await captured(pg, "signatures", user_id="@none:example.org", stream_id=2, body=body)
+    await intake.consume_once()
+    assert await rows(pg, LISTS) == [
+        ("bot", FRIEND, "changed"),
+        ("bot", "@é:example.org", "changed"),
+    ]
+
+
+async def test_a_homeserver_may_say_itself_who_changed_and_what_was_counted(
+    pg: Connection, intake: Intake
+) -> None:
+    said = {"appservice_id": "bot", "user_id": FRIEND}
+    await captured(pg, "device_list", **said, body=b"changed")
+    await captured(pg, "device_list", **said, body=b"left")
+    await captured(pg, "device_list", appservice_id="unknown", user_id=FRIEND, body=b"left")
+    await captured(pg, "device_list", **said | {"user_id": BOT}, body=b"gone away")
+    counts = b'{"one_time_key_counts": {"signed_curve25519": 5}}'
+    types = b'{"unused_fallback_key_types": ["signed_curve25519"]}'
+    for body in (counts, types):
+        await captured(pg, "device_keys", user_id=BOT, device_id="D", body=body)
+    await intake.consume_once()
+    assert await rows(pg, LISTS) == [("bot", FRIEND, "left")]
+    assert await rows(pg, KEYS) == [
+        ("bot", BOT, "D", False, b'{"signed_curve25519": 5}', b'["signed_curve25519"]')
+    ]
+    reasons = await rows(pg, "select kind, reason from appservice_bridge.dead_letter")
+    assert reasons == [("device_list", "a device list update is changed or left")]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"7",
+        b'{"one_time_key_counts": []}',
+        b'{"one_time_key_counts": {"a": 1.5}}',
+        b'{"one_time_key_counts": {"a": "1"}}',
+        b'{"one_time_key_counts": {"a": 99999999999999999999}}',
+        b'{"unused_fallback_key_types": [1]}',
+        b'{"unused_fallback_key_types": null}',
+    ],
+)
+async def test_what_is_no_count_is_buried_and_its_neighbours_go_on(
+    pg: Connection, intake: Intake, body: bytes
+) -> None:
+    await captured(pg, "device_keys", user_id=BOT, device_id="D", body=body)
+    await capture(pg, BOT, 1)
+    await intake.consume_once()
+    assert await rows(pg, KEYS) == []
+    assert await outbox(pg) == [1]
+    assert await pg.fetchval("select count(*) from appservice_bridge.dead_letter") == 1
+
+
+async def test_an_event_for_one_appservice_comes_once(pg: Connection, intake: Intake) -> None:
+    for kind, body in (("event", b'{"event_id":"$1"}'), ("ephemeral", b'{"content":{"n":2}}')):
+        for _ in range(2):
+            await captured(pg, kind, appservice_id="bot", body=body)
+    await captured(pg, "event", appservice_id="bot", body=b"[]")
+    await intake.consume_once()
+    assert await outbox(pg) == ["$1", 2, 2]
+    assert await pg.fetchval("select count(*) from appservice_bridge.dead_letter") == 1
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_case_27_a_deleted_device_gets_nothing_that_came_before_and_all_that_comes_after(
+    pg: Connection, intake: Intake, together: bool
+) -> None:
+    async def step() -> None:
+        if not together:
+            await intake.consume_once()
+
+    await capture(pg, BOT, 1)
+    await capture(pg, "@b_2:example.org", 2)
+    await step()
+    await captured(pg, "device_keys", user_id=BOT, device_id="DEV")
+    await captured(pg, "device_deleted", user_id=BOT, device_id="DEV")
+    await step()
+    await capture(pg, BOT, 3)
+    await intake.consume_once()
+    marks = await rows(pg, "select user_id, device_id, upto from appservice_bridge.deleted_device")
+    assert marks == [(BOT, "DEV", 0 if together else 2)]
+    assert await outbox(pg) == ([2, 3] if together else [1, 2, 3])  # 1 is emptied at the seal
+    assert await rows(pg, KEYS) == []
