@@ -56,11 +56,19 @@ async def upload(pg: Connection, user: str, name: str, *key_ids: str) -> None:
         )
 
 
-async def delivered_lists(pg: Connection, items: int) -> None:
-    """Wait until so many entries of device lists were acknowledged."""
-    counted = "select items from appservice_bridge.ledger where kind = 'device_list'"
+async def delivered(pg: Connection, kind: str, items: int) -> None:
+    """Wait until so many of a kind were acknowledged."""
+    counted = "select items from appservice_bridge.ledger where kind = $1 and outcome = 'delivered'"
     async with asyncio.timeout(15):
-        while (await pg.fetchval(counted) or 0) < items:
+        while (await pg.fetchval(counted, kind) or 0) < items:
+            await asyncio.sleep(0.02)
+
+
+async def routed(pg: Connection, position: int) -> None:
+    """Wait until the outbox reaches a position."""
+    await pg.execute("notify appservice_bridge_capture")
+    async with asyncio.timeout(15):
+        while await pg.fetchval("select position from appservice_bridge.outbox_head") < position:
             await asyncio.sleep(0.02)
 
 
@@ -125,7 +133,7 @@ async def test_a_left_alone_makes_a_transaction_and_the_latest_wins(
     async with worker(files):
         await changed(pg, FRIEND, "left")
         await bot.until(lambda: {"changed": [], "left": [FRIEND]} in told(bot, LISTS))
-        await delivered_lists(pg, 1)
+        await delivered(pg, "device_list", 1)
         before = len(bot.requests)
         bot.answer = lambda _: (500 if len(bot.requests) < before + 3 else 200, {}, b"{}")
         await changed(pg, FRIEND, "changed")
@@ -133,7 +141,7 @@ async def test_a_left_alone_makes_a_transaction_and_the_latest_wins(
         for change in ("left", "changed", "left"):
             await changed(pg, FRIEND, change)  # while the first is sealed and refused
         await bot.until(lambda: told(bot, LISTS)[-1] == {"changed": [], "left": [FRIEND]})
-        await delivered_lists(pg, 3)
+        await delivered(pg, "device_list", 3)
     assert told(bot, LISTS) == [
         {"changed": [], "left": [FRIEND]},
         {"changed": [FRIEND], "left": []},
@@ -168,12 +176,9 @@ async def test_a_seal_that_was_not_sent_tells_the_same_after_a_restart(
     body, txn_id = bot.requests[-1].body, bot.requests[-1].txn_id
     bot.answer = lambda _: (200, {}, b"{}")
     async with worker(files):
-        await bot.until(lambda: bot.requests[-1].txn_id != txn_id or len(bot.requests) > 2)
+        await delivered(pg, "device_list", 1)
+        await delivered(pg, "device_keys", 1)
     assert {request.body for request in bot.requests if request.txn_id == txn_id} == {body}
-    ledger = "select kind, items from appservice_bridge.ledger where outcome = 'delivered'"
-    delivered = {row["kind"]: row["items"] for row in await pg.fetch(ledger)}
-    assert delivered["device_list"] >= 1
-    assert delivered["device_keys"] >= 1
 
 
 async def test_case_31_what_waits_is_no_longer_than_the_users_and_devices_it_speaks_of(
@@ -246,17 +251,48 @@ async def test_case_27_what_is_not_sealed_is_dropped_and_what_is_sealed_does_not
     assert await pg.fetchval("select count(*) from appservice_bridge.deleted_device") <= 1
 
 
-async def test_a_lane_of_which_nothing_is_left_to_send_is_idle(
+async def test_whole_transactions_of_nothing_are_stepped_over(
+    pg: Connection, database: str, bot: Appservice, files: Files, tmp_path: Path
+) -> None:
+    del files
+    appservices = [registration("bot", bot.url, users=["@b_.*"])]
+    small = write_files(
+        tmp_path, database, appservices, capture="triggers", delivery={"max_items": 2}
+    )
+    bot.answer = lambda _: (500, {}, b"")
+    async with worker(small):
+        await capture(pg, BOT, 0)
+        await bot.until(lambda: len(bot.requests) >= 1)
+        for n in range(1, 8):
+            await capture(pg, BOT, n)
+            if n in (3, 7):  # deleted twice
+                await routed(pg, n + 1)
+                await pg.execute("delete from public.devices where user_id = $1", BOT)
+                await device(pg, BOT, "DEV")
+        await capture(pg, BOT, 9)
+        bot.answer = lambda _: (200, {}, b"{}")
+        await bot.until(lambda: len(bot.to_device) >= 2)
+        await delivered(pg, "to_device", 2)
+    assert [item["content"]["n"] for item in bot.to_device] == [0, 9]
+    waiting = "select position - acked_to from appservice_bridge.lane natural join %s.outbox_head"
+    assert await pg.fetchval(waiting % "appservice_bridge") == 0
+
+
+async def test_what_a_command_writes_for_a_lane_is_told_within_a_poll(
     pg: Connection, bot: Appservice, files: Files
 ) -> None:
-    for n in range(5):
-        await capture(pg, BOT, n)
-    await pg.execute("delete from public.devices where user_id = $1", BOT)
     async with worker(files):
         await asyncio.sleep(0.5)
-        await capture(pg, BOT, 9)
-        await bot.until(lambda: len(bot.to_device) == 1)
-    assert bot.to_device[0]["content"]["n"] == 9
+        for table, columns in (
+            ("device_key_state", "(appservice_id, user_id, device_id, recount)"),
+            ("device_list_update", "(appservice_id, user_id, change)"),
+        ):
+            more = "'DEV', true" if table == "device_key_state" else "'changed'"
+            await pg.execute(
+                f"insert into appservice_bridge.{table} {columns} values ('bot', $1, {more})", BOT
+            )
+            field = COUNTS if table == "device_key_state" else LISTS
+            await bot.until(lambda field=field: told(bot, field) != [], within=5)  # type: ignore[misc]
 
 
 async def test_a_table_of_synapse_s_that_changed_keeps_no_message_back(
