@@ -67,13 +67,14 @@ def _as_json(lanes: list[LaneView], captured: int, installed: bool | None) -> st
 
 def _table(lanes: list[LaneView]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in ("appservice", "state", "waiting", "oldest", "delivered", "last answer"):
+    for heading in _HEADINGS:
         table.add_column(heading, justify="right" if heading in _NUMBERS else "left")
     for lane in lanes:
         table.add_row(
             lane.appservice_id,
             lane.state,
             str(lane.waiting),
+            str(lane.device_updates),
             "-" if lane.oldest_seconds is None else f"{lane.oldest_seconds:.0f} s",
             str(lane.delivered),
             _last_answer(lane),
@@ -81,7 +82,16 @@ def _table(lanes: list[LaneView]) -> Table:
     return table
 
 
-_NUMBERS: Final = ("waiting", "oldest", "delivered")
+_HEADINGS: Final = (
+    "appservice",
+    "state",
+    "waiting",
+    "device updates",
+    "oldest",
+    "delivered",
+    "last answer",
+)
+_NUMBERS: Final = ("waiting", "device updates", "oldest", "delivered")
 
 
 def _last_answer(lane: LaneView) -> str:

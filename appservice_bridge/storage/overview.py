@@ -11,6 +11,11 @@ LANES: Final = """
 -- overview.lanes
 select l.appservice_id,
        h.position - l.acked_to as waiting,
+       (select count(*) from (select from device_list_update u
+                               where u.appservice_id = l.appservice_id limit 10000) c)
+     + (select count(*) from (select from device_key_state k
+                               where k.appservice_id = l.appservice_id and k.waiting
+                               limit 10000) c) as device_updates,
        extract(epoch from clock_timestamp() - (
            select captured_at from outbox o
             where o.appservice_id = l.appservice_id and o.position > l.acked_to
@@ -66,6 +71,7 @@ class LaneView:
 
     Attributes:
         waiting: items routed and not acknowledged.
+        device_updates: users and devices that the appservice must hear of, of each 10,000 at most.
         oldest_seconds: age of the oldest of them, since its capture; None if nothing waits.
         rest_seconds: until the next attempt; infinite for a lane that was halted.
         registered: its registration is in force.
@@ -75,6 +81,7 @@ class LaneView:
 
     appservice_id: str
     waiting: int
+    device_updates: int
     oldest_seconds: float | None
     rest_seconds: float
     failed_attempts: int
@@ -102,7 +109,8 @@ class LaneView:
             return LaneCondition.HALTED
         if self.failed_attempts:
             return LaneCondition.FAILING
-        return LaneCondition.DELIVERING if self.waiting else LaneCondition.IDLE
+        waits = self.waiting or self.device_updates
+        return LaneCondition.DELIVERING if waits else LaneCondition.IDLE
 
 
 async def lanes(conn: Connection) -> list[LaneView]:

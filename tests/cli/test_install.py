@@ -235,6 +235,25 @@ async def test_status_shows_each_lane_also_with_no_worker_running(
     assert "run `appservice-bridge install`" in err
 
 
+async def test_status_shows_a_lane_that_owes_only_device_updates_as_delivering(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    await pg.execute(
+        "insert into appservice_bridge.worker values (gen_random_uuid(), 'w', now(), 'infinity');"
+        "insert into appservice_bridge.lane (appservice_id, epoch, worker_id)"
+        " select 'bot', 'e', worker_id from appservice_bridge.worker;"
+        "insert into appservice_bridge.outbox_head values ('bot', 0);"
+        "insert into appservice_bridge.appservice values ('bot', '', now());"
+        "insert into appservice_bridge.device_list_update values ('bot', '@a:x', 'left');"
+        "insert into appservice_bridge.device_key_state (appservice_id, user_id, device_id,"
+        " recount) values ('bot', '@a:x', 'D', true)"
+    )
+    files = write_files(tmp_path, database, [registration("bot", "http://127.0.0.1:9")])
+    code, out, _ = await command("status", "--json", "--config", str(files.config))
+    [lane] = json.loads(out)["lanes"]
+    assert (code, lane["state"], lane["waiting"], lane["device_updates"]) == (0, "delivering", 0, 2)
+
+
 async def test_bad_usage_ends_2() -> None:
     assert (await command("status", "--no-such-option"))[0] == 2
     assert (await command("no-such-command"))[0] == 2
