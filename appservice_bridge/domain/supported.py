@@ -1,0 +1,13 @@
+"""The releases of Synapse that the bridge is tested with, and what their databases call themselves.
+
+The end-to-end tests run against both ends of the range: requirements.txt locks the newest,
+requirements-oldest.txt the oldest, and a test holds the three together.
+"""
+
+from typing import Final
+
+OLDEST_SYNAPSE: Final = "1.143.0"
+NEWEST_SYNAPSE: Final = "1.163.2"
+# What `schema_version` holds; between releases Synapse raises it, and it never goes down.
+OLDEST_SCHEMA_VERSION: Final = 93
+NEWEST_SCHEMA_VERSION: Final = 94
