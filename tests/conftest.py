@@ -1,5 +1,6 @@
 """What every test may ask for."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,12 @@ __all__ = ["database", "db", "intake", "pg", "postgres_server"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`make test-system` runs the same tests on the system's Postgres."""
+    """The same tests run on the system's Postgres, and with another release of Synapse."""
     parser.addoption(
         "--postgres-binaries", type=Path, help="a Postgres of the system instead of the wheel's"
+    )
+    parser.addoption(
+        "--synapse-python",
+        default=sys.executable,
+        help="a Python with the matrix-synapse that the tests of tests/homeserver start",
     )

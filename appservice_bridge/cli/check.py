@@ -12,6 +12,7 @@ from appservice_bridge.cli.release import missing
 from appservice_bridge.config.environment import CONFIG_VARIABLE
 from appservice_bridge.config.faults import ConfigError, Fault
 from appservice_bridge.config.loading import Loaded, load
+from appservice_bridge.domain.supported import NEWEST_SYNAPSE, OLDEST_SYNAPSE
 
 JSON_VERSION: Final = 1
 
@@ -60,7 +61,10 @@ def _summary(config: Path, loaded: Loaded) -> str:
     count = len(loaded.registrations)
     noun = "registration" if count == 1 else "registrations"
     ids = ", ".join(registration.id for registration in loaded.registrations)
-    return f"{config}: sound, {count} {noun}{': ' if ids else ''}{ids}"
+    sound = f"{config}: sound, {count} {noun}{': ' if ids else ''}{ids}"
+    if loaded.config.homeserver.kind != "synapse":
+        return sound
+    return f"{sound}\nworks with Synapse {OLDEST_SYNAPSE} to {NEWEST_SYNAPSE}"
 
 
 def _as_json(faults: Iterable[Fault], warnings: Iterable[Fault]) -> str:

@@ -14,8 +14,14 @@ SMALL_TRANSACTIONS: Final = {"appservices": {ODD_ID: {"max_items": 3}}}
 numbers = count(1)
 
 
+@pytest.fixture(scope="session")
+def synapse_python(pytestconfig: pytest.Config) -> str:
+    """The Python of the Synapse to test with."""
+    return str(pytestconfig.getoption("synapse_python"))
+
+
 @pytest.fixture(scope="package")
-def synapse() -> Iterator[Homeserver]:
+def synapse(synapse_python: str) -> Iterator[Homeserver]:
     """Synapse, Postgres and the bridge; which appservice is for what, its name says."""
     appservices = [
         registered("lab", users=["@lab_.*"]),
@@ -35,7 +41,9 @@ def synapse() -> Iterator[Homeserver]:
     ]
     with (
         postgres_on_disk(track_commit_timestamp="on") as server,
-        homeserver(server, appservices, config=SMALL_TRANSACTIONS) as running,
+        homeserver(
+            server, appservices, config=SMALL_TRANSACTIONS, python=synapse_python
+        ) as running,
     ):
         yield running
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -129,6 +130,7 @@ def homeserver(
     name: str = "synapse",
     native: bool = False,
     config: Mapping[str, Any] | None = None,
+    python: str = sys.executable,
 ) -> Iterator[Homeserver]:
     """Start Synapse on a new database; with the bridge, unless it is to deliver `native`ly."""
     directory = postgres.data_dir.with_name(name)
@@ -143,6 +145,7 @@ def homeserver(
         registration_shared_secret=SECRET,
         registrations=_homeserver_copies(directory, appservices, relay),
         native_encryption=native,
+        python=python,
         log_level="WARNING",
     )
     made = Homeserver(
