@@ -190,6 +190,7 @@ class Synapse:
     def _log_config(self) -> dict[str, Any]:
         return {
             "version": 1,
+            "disable_existing_loggers": False,  # else errors in requests are not written
             "formatters": {
                 "line": {"format": "%(asctime)s %(levelname)s %(name)s %(request)s %(message)s"}
             },
