@@ -35,14 +35,14 @@ Crowd = tuple[Sequence[Account], Sequence[Account]]
 @pytest.fixture(scope="package")
 def crowd(synapse: Homeserver) -> Crowd:
     """24 people who send, and 40 users of the appservice."""
+    return asyncio.run(crowd_of(synapse, USERS))
 
-    async def register() -> Crowd:
-        async with aiohttp.ClientSession() as http:
-            client = Client(of=synapse, http=http)
-            people = await client.people("sender", MOST_SENDERS)
-            return people, await client.puppets("load", "load_", USERS)
 
-    return asyncio.run(register())
+async def crowd_of(of: Homeserver, users: int) -> Crowd:
+    async with aiohttp.ClientSession() as http:
+        client = Client(of=of, http=http)
+        people = await client.people("sender", MOST_SENDERS)
+        return people, await client.puppets("load", "load_", users)
 
 
 def plan_for(
@@ -53,6 +53,7 @@ def plan_for(
     *,
     messages: int = MESSAGES,
     lasts_seconds: float = 0.0,
+    insist: bool = True,
 ) -> Plan:
     people, puppets = crowd
     return Plan(
@@ -62,6 +63,7 @@ def plan_for(
         recipients=puppets,
         messages=messages,
         every_seconds=lasts_seconds * senders / messages,
+        insist=insist,
     )
 
 

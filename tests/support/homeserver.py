@@ -131,6 +131,7 @@ def homeserver(
     native: bool = False,
     config: Mapping[str, Any] | None = None,
     python: str = sys.executable,
+    kind: type[Synapse] = Synapse,
 ) -> Iterator[Homeserver]:
     """Start Synapse on a new database; with the bridge, unless it is to deliver `native`ly."""
     directory = postgres.data_dir.with_name(name)
@@ -151,7 +152,7 @@ def homeserver(
     made = Homeserver(
         directory=directory,
         postgres=postgres,
-        synapse=Synapse(settings),
+        synapse=kind(settings),
         bridge=bridge,
         appservices={each.id: each for each in appservices},
         dsn=postgres.dsn(name),
@@ -174,7 +175,7 @@ async def _start(of: Homeserver, parts: Sequence[Part]) -> None:
         if part is of.bridge:
             await of.bridge.prepare("migrate")
             await of.bridge.prepare("install")
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):  # a homeserver with workers, on a busy machine
             await launched(part)
 
 
