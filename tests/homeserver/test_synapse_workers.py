@@ -1,7 +1,7 @@
 """A Synapse of several processes, which speak to each other through Redis.
 
-What comes in at the client worker is written to the inbox by another process, and the pusher of
-room events hears of them through replication.
+A process of its own writes to the inbox, and the pusher of room events hears of them through
+replication. Nothing of that shows to the bridge, whose capture is in the database.
 
 What dies, how and how often:
 
@@ -11,6 +11,10 @@ What dies, how and how often:
 """
 
 import asyncio
+import json
+import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +22,18 @@ import pytest
 
 from tests.homeserver.conftest import ODD_ID, SMALL_TRANSACTIONS
 from tests.homeserver.receiver import receiver
+from tests.homeserver.test_device_keys import (
+    ALGORITHM,
+    COUNTS,
+    FALLBACK,
+    LISTS,
+    claim,
+    latest,
+    upload,
+    watching,
+)
 from tests.homeserver.test_room_keys import require_keys_first, room_of, talk
+from tests.homeserver.test_routing import got, listening
 from tests.homeserver.test_senders import Crowd, crowd_of, plan_for, require_all
 from tests.support.appservice import appservice
 from tests.support.homeserver import (
@@ -29,7 +44,8 @@ from tests.support.homeserver import (
     registered,
 )
 from tests.support.load import judge, send_all, sending
-from tests.support.synapse_workers import TO_DEVICE, SynapseWithWorkers
+from tests.support.remote_server import RemoteServer
+from tests.support.synapse_workers import REMOTE_SERVER, WRITER, SynapseWithWorkers
 
 MESSAGES = 300
 USERS = 12
@@ -39,6 +55,7 @@ USERS = 12
 def synapse(synapse_python: str) -> Iterator[Homeserver]:
     """Synapse with workers, the bridge installed in its database before anything is sent."""
     appservices = [
+        registered("lab", users=["@lab_.*"]),
         registered("load", users=["@load_.*"]),
         registered(
             ODD_ID,
@@ -82,7 +99,7 @@ async def test_case_26_messages_that_another_worker_writes_all_arrive_once_and_i
         await seen.until_quiet(plan.run, plan.messages, within=40, quiet=5)
         require_all(plan, sent, seen)
     writers = synapse.rows("select distinct instance_name from device_inbox")
-    assert writers == [(TO_DEVICE,)]
+    assert writers == [(WRITER,)]
 
 
 async def test_case_26_a_room_key_that_another_worker_writes_never_comes_after_its_message(
@@ -92,6 +109,48 @@ async def test_case_26_a_room_key_that_another_worker_writes_never_comes_after_i
         room = await room_of(client, fresh)
         await talk(client, room, fresh)
         await require_keys_first(seen, fresh)
+
+
+async def test_messages_of_another_server_enter_at_one_worker_and_are_written_by_another(
+    synapse: Homeserver, client: Client, fresh: str
+) -> None:
+    remote = RemoteServer(name=REMOTE_SERVER)
+    remote.introduce_to(synapse)
+    puppet = await client.puppet("lab", f"lab_{fresh}")
+    async with listening(synapse, "lab") as lab:
+        for number in range(3):
+            await remote.send_to_device(synapse, puppet.user_id, "DEV", {"n": number})
+        entries = await got(lab, 3, puppet)
+    assert [(entry["sender"], entry["content"]["n"]) for entry in entries] == [
+        (f"@someone:{REMOTE_SERVER}", number) for number in range(3)
+    ]
+
+
+async def test_case_29_keys_are_uploaded_at_one_worker_and_claimed_at_another(
+    synapse: Homeserver, client: Client, fresh: str
+) -> None:
+    friend = await client.person(f"{fresh}_friend")
+    puppet = await client.puppet("lab", f"lab_{fresh}")
+    async with watching(synapse) as lab:
+        await upload(client, puppet, one_time=1, fallback="F")
+        await latest(lab, COUNTS, puppet, {ALGORITHM: 1})
+        await claim(client, friend, puppet)
+        await latest(lab, COUNTS, puppet, {ALGORITHM: 0})
+        assert list(await claim(client, friend, puppet)) == [f"{ALGORITHM}:F"]
+        await latest(lab, FALLBACK, puppet, [])
+
+
+async def test_a_device_that_one_worker_makes_and_another_lists_is_told_of(
+    synapse: Homeserver, client: Client, fresh: str
+) -> None:
+    puppet = await client.puppet("lab", f"lab_{fresh}")
+    async with watching(synapse) as lab:
+        second = await client.log_in("lab", puppet.user_id, "SECOND")
+        await latest(lab, COUNTS, second, {ALGORITHM: 0})
+        lists = [json.loads(request.body).get(LISTS, {}) for request in lab.taken]
+    assert any(puppet.user_id in one.get("changed", ()) for one in lists)
+    by = "select distinct instance_name from device_lists_stream where user_id = %s"
+    assert synapse.rows(by, puppet.user_id) == [(WRITER,)]
 
 
 async def test_what_a_to_device_writer_accepted_before_it_was_killed_arrives(
@@ -106,9 +165,9 @@ async def test_what_a_to_device_writer_accepted_before_it_was_killed_arrives(
     port = synapse.appservices["load"].port.number
     async with receiver(port, tmp_path / "received") as seen, sending(plan) as task:
         await asyncio.sleep(2.0)
-        workers_of(synapse).kill(TO_DEVICE)
+        workers_of(synapse).kill(WRITER)
         await asyncio.sleep(0.5)
-        await workers_of(synapse).start(TO_DEVICE)
+        await workers_of(synapse).start(WRITER)
         sent = await task
         sent_later = await send_all(later)
         await seen.until_quiet(later.run, later.messages, within=40, quiet=5)
@@ -117,3 +176,19 @@ async def test_what_a_to_device_writer_accepted_before_it_was_killed_arrives(
     assert 0 < len(sent) < plan.messages
     assert (verdict.lost, verdict.doubled, verdict.overtaken) == ((), (), ())
     assert len(verdict.unknown) <= senders  # what was in flight
+
+
+async def test_the_worker_that_pushes_room_events_is_woken_when_the_bridge_is_back(
+    synapse: Homeserver, client: Client, fresh: str
+) -> None:
+    """It would rest from the 14th second after its first failure to the 30th."""
+    room = await room_of(client, fresh)
+    os.kill(synapse.bridge.child.pid, signal.SIGKILL)
+    await synapse.bridge.child.ended()
+    failed = time.monotonic()
+    await talk(client, room, fresh)
+    await asyncio.sleep(failed + 16.0 - time.monotonic())
+    async with appservice(synapse.appservices[ODD_ID].port.number) as seen:
+        await synapse.start_bridge()
+        await require_keys_first(seen, fresh)
+    assert time.monotonic() - failed < 29.0

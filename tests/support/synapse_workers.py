@@ -1,7 +1,8 @@
-"""A Synapse of several processes: main, a client worker, and one that writes to-device messages.
+"""A Synapse of several processes: main, a client worker, and one that writes what is for devices.
 
-The client worker also writes device lists, and it is the one that notifies appservices: whatever
-its pusher sends has come to it through Redis.
+The writer writes to-device messages and device lists, the client worker serves all else that
+clients and other servers ask for. It also notifies appservices: whatever its pusher sends has come
+to it through Redis.
 """
 
 import dataclasses
@@ -24,7 +25,8 @@ from tests.support.redis import Redis
 
 PROJECT: Final = Path(__file__).resolve().parents[2]
 CLIENT: Final = "client1"
-TO_DEVICE: Final = "to_device1"
+WRITER: Final = "writer1"
+REMOTE_SERVER: Final = "remote.test"
 REPLICATION_SECRET: Final = "a-secret-of-workers"  # it goes into a header
 
 
@@ -111,9 +113,9 @@ class SynapseWithWorkers(Synapse):
     def __post_init__(self) -> None:
         directory = self.settings.directory
         self.redis = Redis(directory / "redis")
-        self.workers = {name: self._worker(name) for name in (CLIENT, TO_DEVICE)}
+        self.workers = {name: self._worker(name) for name in (CLIENT, WRITER)}
         self.router = Process("router", [], directory, PROJECT)
-        urls = [self.port.url, *(self.workers[name].port.url for name in (CLIENT, TO_DEVICE))]
+        urls = [self.port.url, *(self.workers[name].port.url for name in (CLIENT, WRITER))]
         program = [sys.executable, "-m", "tests.support.worker_router"]
         self.router.arguments = [*program, str(self.router.port.number), *urls]
         extra = self.settings.extra | self._shared()
@@ -186,8 +188,9 @@ class SynapseWithWorkers(Synapse):
             "instance_map": {
                 name: {"host": "127.0.0.1", "port": port.number} for name, port in ports.items()
             },
-            "stream_writers": {"to_device": [TO_DEVICE], "device_lists": [CLIENT]},
+            "stream_writers": {"to_device": [WRITER], "device_lists": [WRITER]},
             "notify_appservices_from_worker": CLIENT,
+            "federation_domain_whitelist": [REMOTE_SERVER],
             "worker_replication_secret": REPLICATION_SECRET,
             "listeners": [self._listener(), _replication(self.replication)],
         }

@@ -1,8 +1,10 @@
 """Sends each request to the worker that serves it, as the web server before a Synapse does.
 
-`python -m tests.support.worker_router PORT MAIN CLIENT TO_DEVICE`, the last three base URLs. Which
-path belongs to whom is in Synapse's own guide to workers: a to-device message must enter at the
-worker that writes them, what administrators do at the main process.
+`python -m tests.support.worker_router PORT MAIN CLIENT WRITER`, the last three base URLs. Which
+path belongs to whom is in Synapse's own guide to workers: what a client says of its devices enters
+at the worker that writes those streams (another one answers 500 to a to-device message), what
+administrators do at the main process. A message that another server sends enters at any worker,
+and so does a login, which makes a device: those reach the writer by replication.
 """
 
 import asyncio
@@ -16,7 +18,10 @@ import uvloop
 from aiohttp import web
 from yarl import URL
 
-TO_DEVICE: Final = re.compile(r"/_matrix/client/[^/]+/sendToDevice/")
+WRITER: Final = re.compile(
+    r"/_matrix/client/[^/]+/"
+    r"(sendToDevice/|devices\b|delete_devices$|keys/(upload|device_signing|signatures)\b)"
+)
 MAIN: Final = re.compile(r"/_synapse/")
 PASSED_ON: Final = ("Authorization", "Content-Type")
 LARGEST_BODY_BYTES: Final = 2**26
@@ -26,8 +31,8 @@ OUT_OF_REACH: Final = b'{"errcode": "M_UNKNOWN", "error": "the worker is not the
 class Router:
     """The program itself."""
 
-    def __init__(self, main: str, client: str, to_device: str) -> None:
-        self._workers = {MAIN: main, TO_DEVICE: to_device}
+    def __init__(self, main: str, client: str, writer: str) -> None:
+        self._workers = {MAIN: main, WRITER: writer}
         self._client = client
         self._http: aiohttp.ClientSession | None = None
 
