@@ -55,7 +55,9 @@ create index resident_by_room on resident (room_id);
 create table membership_cursor (
     only_row boolean primary key default true check (only_row),
     settled  bigint not null,
-    recent   bigint[] not null default '{}'
+    recent   bigint[] not null default '{}',
+    noted    bigint,                 -- followed when noted; settled when that was long ago
+    noted_at timestamptz
 ) with (fillfactor = 50);
 
 -- Device changes that were routed, whoever read them: as taken, for the stream of device lists.

@@ -9,6 +9,7 @@ from appservice_bridge.cli.dev import dev
 from appservice_bridge.cli.install import install, uninstall
 from appservice_bridge.cli.migrate import migrate
 from appservice_bridge.cli.registration import registration
+from appservice_bridge.cli.resync import resync
 from appservice_bridge.cli.run import run
 from appservice_bridge.cli.status import status
 
@@ -18,7 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (dev, run, check, migrate, install, uninstall, status):
+for command in (dev, run, check, migrate, install, uninstall, status, resync):
     app.command()(command)
 app.add_typer(registration, name="registration")
 

@@ -25,6 +25,12 @@ from appservice_bridge.http.wake_homeserver import HomeserverWaker
 from appservice_bridge.routing.announcing import announce, go_live
 from appservice_bridge.routing.forgetting import run_forgetting
 from appservice_bridge.routing.intake import Intake
+from appservice_bridge.routing.seeding import (
+    OtherRegistrationsError,
+    Seeding,
+    begin_following,
+)
+from appservice_bridge.sources.membership_follower import run_membership_follower
 from appservice_bridge.sources.reconciler import run_reconciler
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
 from appservice_bridge.storage.identity import current_epoch
@@ -56,6 +62,8 @@ class Worker:
         self._owners = owners
         self._database = database
         registrations = {each.id: each for each in of.registrations}
+        self._follows = follows_memberships(of)
+        self._memberships = asyncio.Event()
         self._intake = Intake(database, owners, self._appended)
         self._lanes = Lanes(
             database,
@@ -84,6 +92,8 @@ class Worker:
         """
         async with self._database.transaction() as conn:
             epoch = await current_epoch(conn)
+        if self._follows:
+            await begin_following(self._database)
         waiting = await announce(self._database, self._owners, epoch=epoch)
         listen_on = self._of.config.listen
         admin = Admin(self._database, self._lanes.leases_hold)
@@ -104,9 +114,12 @@ class Worker:
                 group.create_task(self._waker.run(stop), name="waker")
                 if self._of.config.homeserver.capture == "triggers":
                     group.create_task(run_reconciler(self._database, stop), name="reconciler")
+                if self._follows:
+                    group.create_task(self._follow(stop), name="memberships")
                 await stop.wait()
                 going_live.cancel()
                 self._intake.wake.set()  # so that it sees the stop now
+                self._memberships.set()
         finally:
             for site in sites:
                 await site.cleanup()
@@ -115,13 +128,32 @@ class Worker:
     async def _go_live(self, appservice_ids: list[str]) -> None:
         while True:
             try:
-                return await go_live(self._database, appservice_ids)
+                if self._follows:
+                    await Seeding(self._database, self._owners, appservice_ids).run()
+                await go_live(self._database, appservice_ids)
+                return
+            except OtherRegistrationsError:
+                log.warning("worker.other_registrations", mend="give all workers the same")
+                return
             except DatabaseUnavailableError as error:
                 log.warning("worker.rests", reason=error.reason)
                 await asyncio.sleep(1)
 
+    async def _follow(self, stop: asyncio.Event) -> None:
+        await run_membership_follower(
+            self._database,
+            self._owners,
+            stop,
+            wake=self._memberships,
+            on_told=self._lanes.appended,
+        )
+
     async def _appended(self, appservice_ids: Iterable[str]) -> None:
-        """Wake the lanes here; tell the other workers if some are theirs."""
+        """Wake the lanes here; tell the other workers if some are theirs.
+
+        What came may be the event of a change of membership.
+        """
+        self._memberships.set()
         if not self._lanes.appended(appservice_ids):
             async with self._database.transaction() as conn:
                 await notify(conn, OUTBOX)
@@ -145,6 +177,12 @@ class Worker:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(listen_on.tls_cert_file, listen_on.tls_key_file)
         return context
+
+
+def follows_memberships(of: Loaded) -> bool:
+    """Whether the homeserver's tables of room state are there to read."""
+    homeserver = of.config.homeserver
+    return homeserver.kind == "synapse" and homeserver.capture != "none"
 
 
 def destinations(of: Loaded, owners: Owners) -> Mapping[str, Destination]:

@@ -31,6 +31,7 @@ class Owners:
         }
         self.server_name = server_name
         self._encrypted = self.registrations if encrypted is None else encrypted
+        self.encrypted = tuple(id_ for id_ in self.registrations if id_ in self._encrypted)
         self.of = lru_cache(maxsize=65_536)(self._of)
 
     def _of(self, user_id: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 import structlog
 
 from appservice_bridge.domain.owners import Owners
-from appservice_bridge.storage import foreign_users, registrations
+from appservice_bridge.storage import foreign_users, membership_stream, registrations, seeding
 from appservice_bridge.storage.database import Connection, Database
 
 log = structlog.get_logger(__name__)
@@ -57,7 +57,7 @@ async def seed_foreign(conn: Connection, owners: Owners, users_page: PageOfUsers
 
 
 async def _announce_changed(conn: Connection, owners: Owners, epoch: str) -> list[str]:
-    await registrations.withdraw_others(conn, list(owners.registrations))
+    withdrawn = await registrations.withdraw_others(conn, list(owners.registrations))
     known = await registrations.announced(conn)
     changed = [
         appservice_id
@@ -67,6 +67,10 @@ async def _announce_changed(conn: Connection, owners: Owners, epoch: str) -> lis
     for appservice_id in changed:
         digest = owners.namespaces_digest(appservice_id)
         await registrations.announce(conn, appservice_id, digest, epoch=epoch)
+    silent = withdrawn + [one for one in changed if one not in owners.encrypted]
+    if silent:
+        await membership_stream.wait_for_cursor(conn)  # who follows may still do so for them
+        await seeding.forget(conn, silent)
     return changed
 
 

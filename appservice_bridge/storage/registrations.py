@@ -29,13 +29,18 @@ on conflict (appservice_id) do update
 
 WITHDRAW: Final = """
 -- registrations.withdraw: if they come back, their users have to be looked for again
-delete from appservice where appservice_id <> all ($1::text[])
+delete from appservice where appservice_id <> all ($1::text[]) returning appservice_id
 """
 
 LOOK_AGAIN: Final = """
 -- registrations.look_again
 update appservice set live_at = null
  where (select registrations_digest from intake_gate) is distinct from $1
+"""
+
+BEGIN_ANEW: Final = """
+-- registrations.begin_anew
+update appservice set live_at = null where live_at is not null
 """
 
 ADD_HEAD: Final = """
@@ -91,9 +96,17 @@ async def look_again(conn: Connection, registrations_digest: bytes) -> None:
     await conn.execute(LOOK_AGAIN, registrations_digest)
 
 
-async def withdraw_others(conn: Connection, appservice_ids: Sequence[str]) -> None:
-    """All but these are registered no longer; what waits in their outboxes stays."""
-    await conn.execute(WITHDRAW, appservice_ids)
+async def begin_anew(conn: Connection) -> None:
+    """None is live: the next start does for all what a first one does."""
+    await conn.execute(BEGIN_ANEW)
+
+
+async def withdraw_others(conn: Connection, appservice_ids: Sequence[str]) -> list[str]:
+    """All but these are registered no longer; what waits in their outboxes stays.
+
+    Returns those that were registered until now.
+    """
+    return [row["appservice_id"] for row in await conn.fetch(WITHDRAW, appservice_ids)]
 
 
 async def open_db_transactions(conn: Connection) -> frozenset[str]:

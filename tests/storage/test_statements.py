@@ -33,7 +33,7 @@ OURS: Final = [one for one in EVERY if one not in OF_SYNAPSE]
 def test_statements_are_found_at_all() -> None:
     assert len(OURS) > 30
     modules = {module for module, _, _ in OF_SYNAPSE}
-    assert {"synapse", "inbox", "device_updates"} <= modules
+    assert {"synapse", "inbox", "device_updates", "tracking", "seeding"} <= modules
 
 
 @pytest.mark.parametrize(("module", "name", "text"), EVERY)

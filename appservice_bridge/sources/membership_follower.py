@@ -1,0 +1,43 @@
+"""Follows who shares a room with whom, in Synapse's tables, and says whose devices to look at."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import structlog
+
+from appservice_bridge.domain.owners import Owners
+from appservice_bridge.domain.waiting import set_within
+from appservice_bridge.routing.following import Followed, follow_once
+from appservice_bridge.storage.database import Database, DatabaseUnavailableError
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS: Final = 1.0  # the wake-up is a courtesy; the poll alone must do
+PAUSE_SECONDS: Final = 0.05  # between two looks, however often it is woken
+
+
+async def run_membership_follower(
+    database: Database,
+    owners: Owners,
+    stop: asyncio.Event,
+    *,
+    wake: asyncio.Event,
+    on_told: Callable[[Iterable[str]], object],
+) -> None:
+    """Follow the stream of memberships until `stop` is set; a database away is waited for.
+
+    Dying anywhere leaves the cursor where it was, and the next pass follows the same again.
+    """
+    while not stop.is_set():
+        wake.clear()
+        try:
+            followed = await follow_once(database, owners)
+        except DatabaseUnavailableError as error:
+            log.warning("membership.rests", reason=error.reason)
+            followed = Followed()
+        if followed.told:
+            on_told(followed.told)
+        await set_within(stop, PAUSE_SECONDS)
+        if followed.done:
+            await set_within(wake, POLL_SECONDS)
