@@ -128,9 +128,9 @@ class Worker:
     async def _go_live(self, appservice_ids: list[str]) -> None:
         while True:
             try:
-                if self._follows:
-                    await Seeding(self._database, self._owners, appservice_ids).run()
-                await go_live(self._database, appservice_ids)
+                seeding = Seeding(self._database, self._owners, appservice_ids)
+                tell_all = seeding.run if self._follows else None
+                await go_live(self._database, appservice_ids, tell_all=tell_all)
                 return
             except OtherRegistrationsError:
                 log.warning("worker.other_registrations", mend="give all workers the same")

@@ -37,14 +37,22 @@ async def announce(database: Database, owners: Owners, *, epoch: str) -> list[st
     return waiting
 
 
-async def go_live(database: Database, appservice_ids: Sequence[str]) -> None:
+async def go_live(
+    database: Database,
+    appservice_ids: Sequence[str],
+    *,
+    tell_all: Callable[[], Awaitable[object]] | None = None,
+) -> None:
     """Outlive every DB transaction that may still see the old list; from then on all is captured.
 
-    Until then an appservice gets what is captured, as everyone does.
+    Until then an appservice gets what is captured, as everyone does. `tell_all` lets it hear of
+    everything there is of devices, when no change of it is left out any more.
     """
     if not appservice_ids:
         return
     await _outlive_open_db_transactions(database)
+    if tell_all is not None:
+        await tell_all()
     async with database.transaction() as conn:
         live = await registrations.go_live(conn, appservice_ids)
     for appservice_id in live:
