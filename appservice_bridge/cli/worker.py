@@ -19,6 +19,8 @@ from appservice_bridge.delivery.purge import run_purge
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.http.admin import Admin
+from appservice_bridge.http.homeserver_keys import HomeserverKeys
+from appservice_bridge.http.ingest import Ingest
 from appservice_bridge.http.pass_through import PassThrough
 from appservice_bridge.http.relay import Relay
 from appservice_bridge.http.wake_homeserver import HomeserverWaker
@@ -75,6 +77,11 @@ class Worker:
         self._waker = HomeserverWaker(
             database, session, of.config.homeserver.url, owners.registrations
         )
+        homeserver = of.config.homeserver
+        keys = HomeserverKeys(
+            session, homeserver.url, homeserver.server_name, homeserver.verify_keys
+        )
+        self._ingest = Ingest(database, owners, registrations, keys)
         self._relay = Relay(
             database,
             registrations,
@@ -97,8 +104,10 @@ class Worker:
         waiting = await announce(self._database, self._owners, epoch=epoch)
         listen_on = self._of.config.listen
         admin = Admin(self._database, self._lanes.leases_hold)
+        relay = self._relay.application()
+        self._ingest.add_to(relay)
         sites = [
-            await self._serve("relay", self._relay.application(), listen_on.relay),
+            await self._serve("relay", relay, listen_on.relay),
             await self._serve("admin", admin.application(), listen_on.admin),
         ]
         wakes = {CAPTURE: self._intake.wake.set, OUTBOX: self._lanes.changed.set}

@@ -22,6 +22,7 @@ from appservice_bridge.config.values import (
     Endpoint,
     HttpUrl,
     Items,
+    KeyId,
     Listen,
     LocatedPath,
     PlainText,
@@ -30,6 +31,7 @@ from appservice_bridge.config.values import (
     ServerName,
     Switch,
     TextFile,
+    VerifyKey,
     split_url,
 )
 from appservice_bridge.domain import backoff, policy
@@ -54,12 +56,14 @@ class Homeserver(Section):
     """The homeserver beside the bridge.
 
     `capture` is by default `triggers` with Synapse and `none` with any other
-    homeserver, whose facts come in by ingest.
+    homeserver, whose facts come in by ingest. `verify_keys` are those that it signs batches
+    with; without them they are asked from it.
     """
 
     kind: Literal["synapse", "generic"] = "synapse"
     server_name: ServerName
     url: HttpUrl = "http://127.0.0.1:8008"
+    verify_keys: dict[KeyId, VerifyKey] = {}
     capture: Literal["triggers", "polling", "none"] = Field(
         default_factory=lambda data: "none" if data.get("kind") == "generic" else "triggers"
     )

@@ -1,5 +1,6 @@
 """The kinds of values that config and registrations share, and what each refuses."""
 
+import base64
 import ipaddress
 import re
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Val
 from appservice_bridge.config.files import read_secret, read_text
 
 _SERVER_NAME: Final = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
+_KEY_ID: Final = re.compile(r"ed25519:[A-Za-z0-9_]{1,255}")
+_KEY_BYTES: Final = 32
 _HIGHEST_PORT: Final = 65_535
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _EVERYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104 - compared with, never bound
@@ -142,6 +145,32 @@ def server_name(value: str) -> str:
     return value
 
 
+def key_id(value: str) -> str:
+    """Check the id of a signing key: `ed25519:a_1`.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not _KEY_ID.fullmatch(value):
+        raise ValueError("must be keys by id, like ed25519:a_1")
+    return value
+
+
+def verify_key(value: str) -> str:
+    """Check the public half of an Ed25519 key: 32 bytes in unpadded base64.
+
+    Raises:
+        ValueError: anything else.
+    """
+    try:
+        key = base64.b64decode(value + "=" * (-len(value) % 4), validate=True)
+    except ValueError:
+        key = b""
+    if len(key) != _KEY_BYTES:
+        raise ValueError("must be the public half of the key: 32 bytes in unpadded base64")
+    return value
+
+
 def _number(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("must be a number, not true or false")
@@ -177,6 +206,8 @@ def _checked_text(value: Path) -> Path:
 Listen = Annotated[Endpoint, PlainValidator(parse_endpoint)]
 HttpUrl = Annotated[str, AfterValidator(http_url)]
 ServerName = Annotated[str, AfterValidator(server_name)]
+KeyId = Annotated[str, AfterValidator(key_id)]
+VerifyKey = Annotated[str, AfterValidator(verify_key)]
 PlainText = Annotated[str, AfterValidator(plain_text)]
 Seconds = Annotated[float, BeforeValidator(_number), Field(gt=0, le=3600, allow_inf_nan=False)]
 """A duration in seconds: above zero, an hour at most."""

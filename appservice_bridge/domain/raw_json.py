@@ -20,12 +20,17 @@ class MalformedError(BridgeError):
     """The text is not the JSON it should be; trying again cannot help."""
 
 
+class TooManyError(MalformedError):
+    """An array has more elements than its reader takes."""
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise MalformedError(f"{name} is not JSON")
 
 
 # Numbers are only looked at, so none is too long or too large.
 _DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=str, parse_float=str)
+_NAN_DECODER: Final = json.JSONDecoder(parse_constant=str, parse_int=str, parse_float=str)
 
 
 def decode(raw: bytes) -> str:
@@ -40,17 +45,18 @@ def decode(raw: bytes) -> str:
         raise MalformedError("not UTF-8") from error
 
 
-def members(text: str, *, any_depth: bool = False) -> dict[str, str]:
+def members(text: str, *, any_depth: bool = False, nan: bool = False) -> dict[str, str]:
     """The members of an object, each value as it was written; of a repeated key, the last.
 
     With `any_depth` what nests too deeply is only stepped over, so that the other items in a
-    body can be read; whoever takes it apart further must ask again without.
+    body can be read; whoever takes it apart further must ask again without. With `nan` NaN and
+    the infinities are stepped over, too, which are no JSON.
 
     Raises:
         MalformedError: not an object, or not JSON, or deeper than `MAX_DEPTH`.
     """
     if not any_depth:
-        _require_shallow(text)
+        require_shallow(text)
     found: dict[str, str] = {}
     at = _opened(text, "{", "object")
     if text[at : at + 1] == "}":
@@ -60,7 +66,7 @@ def members(text: str, *, any_depth: bool = False) -> dict[str, str]:
             raise MalformedError("an object's key must be a string")
         key, at = _scan_string(text, at)
         at = _after(text, at, ":")
-        end = value_end(text, at, any_depth=any_depth)
+        end = value_end(text, at, any_depth=any_depth, nan=nan)
         found[key] = text[at:end]
         at = _skip(text, end)
         if text[at : at + 1] == "}":
@@ -68,11 +74,12 @@ def members(text: str, *, any_depth: bool = False) -> dict[str, str]:
         at = _after(text, at, ",")
 
 
-def elements(text: str, *, most: int) -> list[str]:
+def elements(text: str, *, most: int, nan: bool = False) -> list[str]:
     """The elements of an array, each as it was written; those that nest too deeply, too.
 
     Raises:
-        MalformedError: not an array, or not JSON, or of more elements than `most`.
+        MalformedError: not an array, or not JSON.
+        TooManyError: of more elements than `most`.
     """
     found: list[str] = []
     at = _opened(text, "[", "array")
@@ -80,8 +87,8 @@ def elements(text: str, *, most: int) -> list[str]:
         return _closed(text, at, found)
     while True:
         if len(found) == most:
-            raise MalformedError(f"more than {most} elements")
-        end = value_end(text, at, any_depth=True)
+            raise TooManyError(f"more than {most} elements")
+        end = value_end(text, at, any_depth=True, nan=nan)
         found.append(text[at:end])
         at = _skip(text, end)
         if text[at : at + 1] == "]":
@@ -100,7 +107,7 @@ def string(text: str) -> str:
     return _scan_string(text, 0)[0]
 
 
-def value_end(text: str, at: int, *, any_depth: bool = False) -> int:
+def value_end(text: str, at: int, *, any_depth: bool = False, nan: bool = False) -> int:
     """Index behind the value that starts at `at`.
 
     With `any_depth` of a value too deep for the reader only the brackets are counted.
@@ -109,7 +116,7 @@ def value_end(text: str, at: int, *, any_depth: bool = False) -> int:
         MalformedError: there is none, or it nests too deeply.
     """
     try:
-        return _scan(text, at)[1]
+        return _scan(text, at, _NAN_DECODER if nan else _DECODER)[1]
     except RecursionError:
         if any_depth:
             for index, depth in _brackets(text, at):
@@ -118,9 +125,9 @@ def value_end(text: str, at: int, *, any_depth: bool = False) -> int:
         raise MalformedError("nests too deeply") from None
 
 
-def _scan(text: str, at: int) -> tuple[object, int]:
+def _scan(text: str, at: int, decoder: json.JSONDecoder = _DECODER) -> tuple[object, int]:
     try:
-        return _DECODER.raw_decode(text, at)
+        return decoder.raw_decode(text, at)
     except ValueError as error:
         raise MalformedError("not JSON") from error
 
@@ -141,7 +148,12 @@ def _brackets(text: str, at: int) -> Iterator[tuple[int, int]]:
             return
 
 
-def _require_shallow(text: str) -> None:
+def require_shallow(text: str) -> None:
+    """See that an item can be taken apart and put together again.
+
+    Raises:
+        MalformedError: deeper than `MAX_DEPTH`.
+    """
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return  # it cannot be
     if any(depth > MAX_DEPTH for _, depth in _brackets(text, 0)):

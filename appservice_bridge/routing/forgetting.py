@@ -6,7 +6,7 @@ from typing import Final
 import structlog
 
 from appservice_bridge.domain.waiting import set_within
-from appservice_bridge.storage import repeats
+from appservice_bridge.storage import ingest, repeats
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
 
 log = structlog.get_logger(__name__)
@@ -20,7 +20,9 @@ async def run_forgetting(database: Database, stop: asyncio.Event) -> None:
         pause = EVERY_SECONDS
         try:
             async with database.transaction() as conn:
-                if await repeats.forget(conn) >= repeats.BATCH:
+                forgotten = await repeats.forget(conn)
+                batches = await ingest.forget(conn, days=repeats.KEEP_DAYS, batch=repeats.BATCH)
+                if max(forgotten, batches) >= repeats.BATCH:
                     pause = 0.1
         except DatabaseUnavailableError as error:
             log.warning("forgetting.rests", reason=error.reason)

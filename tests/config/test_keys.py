@@ -101,6 +101,23 @@ def test_a_value_out_of_bounds_is_named_with_its_line(
     assert directory.faults()[0].startswith(f"config.yaml:4: {fault}"), directory.faults()
 
 
+@pytest.mark.parametrize("key", ["not base64", "AAAA", "A" * 44, "", "é" * 43, 5, "A" * 43 + "=="])
+def test_a_verify_key_is_32_bytes_of_base64(directory: Directory, key: object) -> None:
+    directory.config(f"{MINIMAL}  verify_keys: {{'ed25519:a_1': {key!r}}}\n")
+    (fault,) = directory.faults()
+    assert fault.startswith("config.yaml:4: homeserver.verify_keys")
+
+
+def test_a_verify_key_has_an_id_of_its_algorithm(directory: Directory) -> None:
+    sound = "A" * 43
+    for key_id in ("a_1", "rsa:a_1", "ed25519:", "ed25519:a 1", "ed25519:é"):
+        directory.config(f"{MINIMAL}  verify_keys: {{{key_id!r}: {sound}}}\n")
+        (fault,) = directory.faults()
+        assert "like ed25519:a_1" in fault
+    directory.config(f"{MINIMAL}  verify_keys: {{'ed25519:a_1': {sound}}}\n")
+    assert directory.load().config.homeserver.verify_keys == {"ed25519:a_1": sound}
+
+
 @pytest.mark.parametrize(
     ("key", "meant"),
     [

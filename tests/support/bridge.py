@@ -64,6 +64,7 @@ def write_files(
     homeserver_url: str = "http://127.0.0.1:9",
     delivery: dict[str, Any] | None = None,
     capture: str = "none",
+    homeserver: dict[str, Any] | None = None,
 ) -> Files:
     """Config and registrations as an operator would write them."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -73,7 +74,8 @@ def write_files(
     quick = {"backoff": {"first_seconds": 0.1, "ceiling_seconds": 0.4}}
     document = {
         "database": database,
-        "homeserver": {"server_name": server_name, "url": homeserver_url, "capture": capture},
+        "homeserver": {"server_name": server_name, "url": homeserver_url, "capture": capture}
+        | (homeserver or {}),
         "listen": {"relay": relay.address, "admin": admin.address},
         "registrations": ["registration_*.yaml"],
         "delivery": quick | (delivery or {}),
