@@ -59,4 +59,5 @@ def owners(of: Loaded) -> Owners:
         [one for one in of.registrations if settings[one.id].transport != "none"],
         server_name=of.config.homeserver.server_name,
         encrypted={id_ for id_, setting in settings.items() if setting.encryption},
+        native_fields=of.config.homeserver.kind == "generic",
     )

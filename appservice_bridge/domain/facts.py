@@ -16,8 +16,6 @@ MAX_LISTED_USERS: Final = 10_000
 """Of one device_list, changed and left together."""
 LARGEST_INTEGER: Final = 2**53 - 1
 
-_ALWAYS_COUNTED: Final = "signed_curve25519"  # no key is left: that is to be said, not left out
-
 Canonical: TypeAlias = Callable[[object], bytes]
 
 # Localparts of old users hold anything but a colon and U+0000, also nothing.
@@ -60,11 +58,13 @@ class Fact:
         rows: in order; one, but for a device_list of several users.
         owner_of: the local user whose appservices it is for; None: it names the appservice.
         appservice_id: the one it is for; None: those that own the user.
+        of_devices: only an appservice with encryption takes it.
     """
 
     rows: tuple[Row, ...]
     owner_of: str | None = None
     appservice_id: str | None = None
+    of_devices: bool = False
 
 
 def read_fact(value: object, canonical: Canonical) -> Fact:
@@ -116,7 +116,7 @@ def _device_list(fact: Mapping[str, object], _canonical: Canonical) -> Fact:
         Row(kind="device_list", appservice_id=appservice_id, user_id=user_id, body=change)
         for user_id, change in changes.items()
     )
-    return Fact(rows=tuple(rows), appservice_id=appservice_id)
+    return Fact(rows=tuple(rows), appservice_id=appservice_id, of_devices=True)
 
 
 def _one_time_key_counts(fact: Mapping[str, object], canonical: Canonical) -> Fact:
@@ -127,8 +127,7 @@ def _one_time_key_counts(fact: Mapping[str, object], canonical: Canonical) -> Fa
         _require_text(algorithm, "counts")
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
             raise RefusedFactError("M_BAD_JSON", "counts must hold integers, none below zero")
-    told = {_ALWAYS_COUNTED: 0} | counts
-    return _device_keys(fact, canonical({"one_time_key_counts": told}))
+    return _device_keys(fact, canonical({"one_time_key_counts": counts}))
 
 
 def _unused_fallback_key_types(fact: Mapping[str, object], canonical: Canonical) -> Fact:
@@ -199,6 +198,16 @@ def _content(of: Mapping[str, object], canonical: Canonical) -> bytes:
     return found
 
 
+def is_user_id(text: str) -> bool:
+    """Whether it is well-formed, and fits wherever ids are kept."""
+    return is_text(text) and _USER_ID.fullmatch(text) is not None
+
+
+def is_text(text: str) -> bool:
+    """Whether it is good as an id, a type or an algorithm: 1 to 255 bytes, without U+0000."""
+    return _TEXT.fullmatch(text) is not None and 0 < len(text.encode()) <= MAX_ID_BYTES
+
+
 def _user_id(fact: Mapping[str, object], name: str) -> str:
     user_id = _text(fact, name)
     _require_user_id(user_id, name)
@@ -206,7 +215,7 @@ def _user_id(fact: Mapping[str, object], name: str) -> str:
 
 
 def _require_user_id(user_id: str, name: str) -> None:
-    if not _USER_ID.fullmatch(user_id) or len(user_id.encode()) > MAX_ID_BYTES:
+    if not is_user_id(user_id):
         raise RefusedFactError("M_INVALID_PARAM", f"{name} must hold a user id")
 
 
@@ -227,7 +236,7 @@ def _text(fact: Mapping[str, object], name: str) -> str:
 
 
 def _require_text(value: str, name: str) -> None:
-    if not 0 < len(value.encode()) <= MAX_ID_BYTES:
+    if not is_text(value):
         message = f"{name} must be of 1 to {MAX_ID_BYTES} bytes"
         raise RefusedFactError("M_INVALID_PARAM", message)
 

@@ -16,6 +16,10 @@ class Owners:
 
     One without a transport is not among them: nothing is captured, tracked or stored for it.
     One that is not `encrypted` gets what the relay brings for it, and owns nobody.
+
+    Attributes:
+        native_fields: what the homeserver's own transactions tell of devices is taken: nothing
+            else tells of it. With Synapse the triggers do, and it would come twice.
     """
 
     def __init__(
@@ -24,12 +28,14 @@ class Owners:
         *,
         server_name: str,
         encrypted: Container[str] | None = None,
+        native_fields: bool = False,
     ) -> None:
         self.registrations = {
             registration.id: registration
             for registration in sorted(registrations, key=lambda r: r.id)
         }
         self.server_name = server_name
+        self.native_fields = native_fields
         self._encrypted = self.registrations if encrypted is None else encrypted
         self.encrypted = tuple(id_ for id_ in self.registrations if id_ in self._encrypted)
         self.of = lru_cache(maxsize=65_536)(self._of)
@@ -43,6 +49,10 @@ class Owners:
             and registration.owns(user_id, server_name=self.server_name)
         )
 
+    def takes_encryption(self, appservice_id: str) -> bool:
+        """Whether it gets to-device messages, device lists and key counts at all."""
+        return appservice_id in self.registrations and appservice_id in self._encrypted
+
     def namespaces_digest(self, appservice_id: str) -> bytes:
         """Changes when the set of users of this appservice may have changed: 32 bytes."""
         registration = self.registrations[appservice_id]
@@ -54,4 +64,5 @@ class Owners:
     def digest(self) -> bytes:
         """Changes when any fact might be routed otherwise, by anyone or any release: 32 bytes."""
         parts = [(id_, self.namespaces_digest(id_)) for id_ in self.registrations]
-        return hashlib.sha256(repr((ROUTING, parts)).encode(errors="surrogatepass")).digest()
+        rules = (ROUTING, self.native_fields)
+        return hashlib.sha256(repr((rules, parts)).encode(errors="surrogatepass")).digest()

@@ -121,18 +121,17 @@ def read_batch(body: bytes) -> Batch:
     )
 
 
-def judge(batch: Batch, known: Container[str], owned: Callable[[str], bool]) -> list[Verdict]:
+def judge(batch: Batch, known: Container[str], wanted: Callable[[Fact], bool]) -> list[Verdict]:
     """What becomes of each fact, in order.
 
     Args:
         batch: whose signature holds.
         known: ids of the appservices that are registered.
-        owned: whether any appservice wants the facts of a local user; for an appservice's id,
-            whether it takes delivery.
+        wanted: whether anyone takes a fact.
     """
     verdicts, rows = [], 0
     for piece in batch.facts:
-        verdict = _judged(piece, known, owned, room_for=MAX_ROWS - rows)
+        verdict = _judged(piece, known, wanted, room_for=MAX_ROWS - rows)
         rows += len(verdict.fact.rows) if verdict.fact else 0
         verdicts.append(verdict)
     return verdicts
@@ -147,7 +146,7 @@ def canonical(value: object) -> bytes:
 
 
 def _judged(
-    piece: Piece, known: Container[str], owned: Callable[[str], bool], *, room_for: int
+    piece: Piece, known: Container[str], wanted: Callable[[Fact], bool], *, room_for: int
 ) -> Verdict:
     kind = known_kind(piece.value)
     try:
@@ -162,8 +161,7 @@ def _judged(
     except RefusedFactError as refused:
         told = {"status": "refused", "errcode": refused.errcode, "error": refused.message}
         return Verdict(kind=kind, fact=None, told=told)
-    wanted = owned(fact.owner_of or fact.appservice_id or "")
-    dropped: dict[str, object] = {} if wanted else {"dropped": True}
+    dropped: dict[str, object] = {} if wanted(fact) else {"dropped": True}
     return Verdict(kind=kind, fact=fact, told={"status": "accepted"} | dropped)
 
 

@@ -9,6 +9,7 @@ from typing import Final
 import structlog
 from aiohttp import web
 
+from appservice_bridge.domain.facts import Fact
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.http.answers import error
 from appservice_bridge.http.batch import Batch, RefusedBatchError, Verdict, judge, read_batch
@@ -96,9 +97,13 @@ class Ingest:
             await ledger.count(conn, {LedgerKey("", _BATCH, "repeated"): 1})
         return known.answer
 
-    def _wanted(self, whose: str) -> bool:
-        """Whether anyone takes what is a user's, or an appservice's; intake has the last word."""
-        return whose in self._owners.registrations or bool(self._owners.of(whose))
+    def _wanted(self, fact: Fact) -> bool:
+        """Whether anyone takes it, as far as is known here; intake has the last word."""
+        if fact.owner_of is not None:
+            return bool(self._owners.of(fact.owner_of))
+        if fact.of_devices:
+            return self._owners.takes_encryption(str(fact.appservice_id))
+        return fact.appservice_id in self._owners.registrations
 
 
 def _same(known: ingest.Remembered | None, digest: bytes) -> ingest.Remembered:

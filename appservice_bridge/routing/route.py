@@ -1,6 +1,7 @@
 """Captured rows to items: what is in a row, whose it is, and what can never be delivered."""
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,28 +17,21 @@ from appservice_bridge.routing.device_changes import (
     list_change,
     signatures,
 )
+from appservice_bridge.routing.native_fields import (
+    FIELDS,
+    Message,
+    NativeFacts,
+    read_native,
+    told_fields,
+)
 from appservice_bridge.storage.capture_log import Captured, CapturedKind
 from appservice_bridge.storage.dead_letters import Buried
-from appservice_bridge.storage.device_updates import DeviceKey
+from appservice_bridge.storage.device_updates import DeviceKey, ListKey
 from appservice_bridge.storage.ledger import LedgerKey
 from appservice_bridge.storage.outbox import Routed
 from appservice_bridge.storage.repeats import EventKey, InboxKey
 
 _EPHEMERAL_FIELDS: Final = ("ephemeral", "de.sorunome.msc2409.ephemeral")
-
-# What Synapse adds with its experimental flags on. It carries no stream id, so it cannot be told
-# from what the triggers captured; that is delivered, and this is dropped and counted.
-_NATIVE_FIELDS: Final = {
-    "to_device": "to_device",
-    "de.sorunome.msc2409.to_device": "to_device",
-    "device_lists": "device_lists",
-    "org.matrix.msc3202.device_lists": "device_lists",
-    "device_one_time_keys_count": "key_counts",
-    "org.matrix.msc3202.device_one_time_keys_count": "key_counts",
-    "org.matrix.msc3202.device_one_time_key_counts": "key_counts",
-    "device_unused_fallback_key_types": "fallback_types",
-    "org.matrix.msc3202.device_unused_fallback_key_types": "fallback_types",
-}
 
 
 class KeyMissingError(BridgeError):
@@ -55,8 +49,6 @@ class KeyMissingError(BridgeError):
 
 MOST_ENTRIES: Final = 10_000
 """Of one kind in one transaction of the homeserver; Synapse sends a hundred at most."""
-
-_NO_SPACE: Final = str.maketrans("", "", " \t\n\r")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,8 +177,10 @@ def _owning(row: Captured, user_id: str, owners: Owners, routing: Routing) -> tu
 def _route_device_change(row: Captured, owners: Owners, routing: Routing) -> None:
     if row.user_id is None:
         raise KeyMissingError(row)
-    if row.appservice_id is not None and row.appservice_id not in owners.registrations:
-        routing.counts[LedgerKey(row.appservice_id, row.kind, "no_transport")] += 1
+    if row.appservice_id is not None and not owners.takes_encryption(row.appservice_id):
+        known = row.appservice_id in owners.registrations
+        outcome = "no_encryption" if known else "no_transport"
+        routing.counts[LedgerKey(row.appservice_id, row.kind, outcome)] += 1
         return
     try:
         if row.kind == CapturedKind.DEVICE_LIST:
@@ -278,13 +272,16 @@ def _route_transaction(row: Captured, owners: Owners, routing: Routing) -> None:
     except MalformedError as error:
         routing.candidates.append(_buried_whole(row, row.kind, str(error), row.body))
         return
+    if owners.native_fields:
+        _route_native(row, appservice_id, read_native(body), owners, routing)
+    else:
+        _count_native(appservice_id, body, routing)
     for raw in _entries(row, "event", body.get("events", "[]"), routing):
         routing.candidates.append(_event(row, raw))
     field_name = next((name for name in _EPHEMERAL_FIELDS if name in body), None)
     if field_name is not None:
         for raw in _entries(row, "ephemeral", body[field_name], routing):
             routing.candidates.append(_ephemeral(row, raw))
-    _count_native(appservice_id, body, routing)
 
 
 def _entries(row: Captured, kind: str, array: str, routing: Routing) -> list[str]:
@@ -332,11 +329,64 @@ def _buried_whole(row: Captured, kind: str, reason: str, payload: bytes) -> Cand
 
 
 def _count_native(appservice_id: str, body: dict[str, str], routing: Routing) -> None:
-    for name, kind in _NATIVE_FIELDS.items():
-        if body.get(name, "[]").translate(_NO_SPACE) not in ("[]", "{}", "null"):
-            routing.counts[LedgerKey(appservice_id, kind, "native_dropped")] += 1
+    """Drop what Synapse adds with its experimental flags on.
+
+    It carries no stream id, so it cannot be told from what the triggers captured, and that is
+    delivered.
+    """
+    for name in told_fields(body):
+        routing.counts[LedgerKey(appservice_id, FIELDS[name], "native_dropped")] += 1
+
+
+def _route_native(
+    row: Captured, appservice_id: str, facts: NativeFacts, owners: Owners, routing: Routing
+) -> None:
+    """Take what the transaction tells of devices, for the appservice that it is for.
+
+    It comes before the events of the same transaction: a room key before what it opens.
+    """
+    routing.candidates += [
+        _buried_whole(row, each.kind, each.reason, each.raw.encode()) for each in facts.malformed
+    ]
+    for message in facts.messages:
+        if _wanted(row, message.user_id, Kind.TO_DEVICE, owners, routing):
+            routing.candidates.append(_native_message(row, appservice_id, message))
+    for user_id, device_id, change in facts.keys:
+        if _wanted(row, user_id, CapturedKind.DEVICE_KEYS, owners, routing):
+            routing.devices.change_keys([appservice_id], user_id, device_id, change)
+    if owners.takes_encryption(appservice_id):
+        for user_id, listed in facts.lists.items():
+            routing.devices.lists[ListKey(appservice_id, user_id)] = listed
+
+
+def _wanted(row: Captured, user_id: str, kind: str, owners: Owners, routing: Routing) -> bool:
+    """Whether the appservice that a transaction is for takes what is a user's; counts if not."""
+    wanted = row.appservice_id in owners.of(user_id)
+    if not wanted:
+        routing.counts[LedgerKey(str(row.appservice_id), kind, "foreign")] += 1
+    return wanted
+
+
+def _native_message(row: Captured, appservice_id: str, message: Message) -> Candidate:
+    """A homeserver may send a transaction again under its id and with other counts in it."""
+    key = None
+    if row.device_id is not None:
+        parts = ("to_device", row.device_id.encode(), message.digest)
+        key = EventKey(appservice_id, hashlib.sha256(repr(parts).encode()).digest())
+    try:
+        payload = to_device_item(message.user_id, message.device_id, message.raw.encode())
+    except MalformedError as error:
+        return _buried_whole(row, Kind.TO_DEVICE, str(error), message.raw.encode())
+    item = Routed(
+        appservice_id=appservice_id,
+        kind=Kind.TO_DEVICE,
+        captured_at=row.captured_at,
+        payload=payload,
+        user_id=message.user_id,
+        device_id=message.device_id,
+    )
+    return Candidate(key=key, routed=(item,))
 
 
 def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    return json.dumps(text, ensure_ascii=False)

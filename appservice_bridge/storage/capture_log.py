@@ -20,8 +20,8 @@ with fresh as (
     on conflict do nothing
     returning appservice_id
 )
-insert into capture_log (kind, appservice_id, body)
-select 'transaction', appservice_id, $3 from fresh
+insert into capture_log (kind, appservice_id, device_id, body)
+select 'transaction', appservice_id, $4, $3 from fresh
 """
 
 HOLD_GATE: Final = """
@@ -143,6 +143,8 @@ class Captured:
 
     Attributes:
         kind: one of `CapturedKind`, or what a newer release wrote.
+        device_id: of a transaction the digest of its id, in hexadecimal: two with different
+            bytes may be the same one, sent again.
         stream_id: with user and device the key of a row in a stream of the homeserver's.
     """
 
@@ -174,7 +176,8 @@ async def append_transaction(
 ) -> bool:
     """Append a homeserver's transaction; False if these bytes came under this id before."""
     digest = hashlib.sha256(f"{len(txn_id)}:{txn_id}:".encode(errors="surrogatepass") + body)
-    done = await conn.execute(APPEND_TRANSACTION, appservice_id, digest.digest(), body)
+    id_digest = hashlib.sha256(txn_id.encode(errors="surrogatepass")).hexdigest()
+    done = await conn.execute(APPEND_TRANSACTION, appservice_id, digest.digest(), body, id_digest)
     fresh = done == "INSERT 0 1"
     if fresh:
         await notifications.notify(conn, notifications.CAPTURE)

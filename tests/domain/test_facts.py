@@ -118,7 +118,7 @@ JSON: Final = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.sampled_from(list(SOUND.values())), st.data())
 def test_schema_and_code_agree_on_any_json(fact: dict[str, Any], data: st.DataObject) -> None:
     key = data.draw(st.sampled_from([*fact, "more"]))
@@ -171,9 +171,9 @@ def test_what_a_device_list_says_twice_is_said_once_and_changed_wins() -> None:
     assert sorted(rows) == [("@a:b", b"changed"), ("@c:d", b"changed"), ("@e:f", b"left")]
 
 
-def test_that_no_keys_are_left_is_said_and_not_left_out() -> None:
+def test_that_no_keys_are_left_is_kept_as_it_was_said() -> None:
     (row,) = read(SOUND["one_time_key_counts"] | {"counts": {}}).rows
-    assert json.loads(row.body) == {"one_time_key_counts": {"signed_curve25519": 0}}
+    assert json.loads(row.body) == {"one_time_key_counts": {}}
     (row,) = read(SOUND["unused_fallback_key_types"] | {"types": []}).rows
     assert json.loads(row.body) == {"unused_fallback_key_types": []}
 

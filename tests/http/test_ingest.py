@@ -24,7 +24,7 @@ from tests.support.ingesting import (
     signed,
 )
 
-Pg = "asyncpg.Connection[asyncpg.Record]"
+TYPING: Final = {"type": "m.typing", "room_id": "!r:example.org", "content": {"user_ids": []}}
 CAPTURED: Final = "select count(*) from appservice_bridge.capture_log"
 BATCHES: Final = "select count(*) from appservice_bridge.ingest_batch"
 
@@ -81,14 +81,13 @@ async def test_room_events_and_ephemeral_events_arrive_in_order_and_room_events_
         event = {"event_id": event_id, "type": "m.room.message", "content": {"body": "é\u2028"}}
         return {"kind": "room_event", "appservice_id": "bot", "event": event}
 
-    typing = {"type": "m.typing", "room_id": "!r:example.org", "content": {"user_ids": []}}
-    ephemeral = {"kind": "ephemeral", "appservice_id": "bot", "event": typing}
+    ephemeral = {"kind": "ephemeral", "appservice_id": "bot", "event": TYPING}
     async with one_bot(tmp_path, database) as (bot, hs):
         await hs.send("1", event("$1"), ephemeral, event("$2"))
         await hs.send("2", event("$2"), event("$3"))
         await bot.until(lambda: len(bot.events) == 3)
     assert bot.events == [event(event_id)["event"] for event_id in ("$1", "$2", "$3")]
-    assert bot.items("ephemeral") == [typing]
+    assert bot.items("ephemeral") == [TYPING]
 
 
 async def test_device_lists_and_key_counts_arrive_and_the_latest_wins(
@@ -151,6 +150,27 @@ async def test_who_is_not_known_is_said_in_the_verdict(
     counted = {(row["kind"], row["outcome"]): row["items"] for row in rows}
     assert counted["to_device", "foreign"] == 2
     assert counted["room_event", "refused"] == counted["device_list", "refused"] == 1
+
+
+async def test_an_appservice_that_wants_no_encryption_gets_nothing_of_it(
+    pg: "asyncpg.Connection[asyncpg.Record]", database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        off = {"org.matrix.msc3202": False}
+        files = ingest_files(
+            tmp_path, database, [registration("bot", bot.url, users=["@b_.*"]) | off]
+        )
+        async with worker(files), sender(files.relay_url) as hs:
+            taken = await hs.send(
+                "1",
+                message(),
+                {"kind": "device_list", "appservice_id": "bot", "changed": ["@c:remote"]},
+                {"kind": "ephemeral", "appservice_id": "bot", "event": TYPING},
+            )
+            assert taken.verdicts == ["dropped", "dropped", "accepted"]
+            await bot.until(lambda: len(bot.taken) == 1)
+    assert bot.items("ephemeral") == [TYPING]
+    assert "org.matrix.msc3202.device_lists" not in json.loads(bot.taken[0].body)
 
 
 UNREADABLE: Final = [b"", b"\xff", b"no json", b"[]", b'"x"', b"null", b'{"facts":[}', b"{}}"]

@@ -160,6 +160,17 @@ async def test_case_11_unknown_keys_and_a_forged_recipient_stay_inside_the_conte
     assert (item["to_user_id"], item["to_device_id"]) == ("@b_1:example.org", "DEV")
 
 
+async def test_control_characters_in_ids_arrive_as_json(database: str, tmp_path: Path) -> None:
+    """Ids of old users may hold them, and device ids are the homeserver's own matter."""
+    device_id = 'a"\\\n\x01\x7f\u2028é'
+    fact = message(to_user_id="@b_\n\x1f:example.org", to_device_id=device_id, type="m\t")
+    async with one_bot(tmp_path, database) as (bot, hs):
+        assert (await hs.send("1", fact)).verdicts == ["accepted"]
+        await bot.until(lambda: len(bot.to_device) == 1)
+    del fact["kind"]
+    assert bot.to_device == [fact]
+
+
 async def test_what_nests_too_deeply_costs_that_item_alone(database: str, tmp_path: Path) -> None:
     def nested(depth: int) -> str:
         inner = "[" * (depth - 2) + "]" * (depth - 2)
