@@ -21,16 +21,23 @@ HOLD_FLOOR: Final = """
 select settled from inbox_floor for update skip locked
 """
 
+COMPARE_AS_SETS: Final = """
+-- inbox.compare_as_sets: the log has no index on the inbox's key, and is to have none. Statistics
+-- from before a backlog would have it read once for each row of the inbox, for minutes.
+set local enable_nestloop = off
+"""
+
 APPEND_MISSED: Final = """
--- inbox.append_missed: a captured row's own capture is seen by the same snapshot, or was taken
+-- inbox.append_missed: a captured row's own capture is seen by the same snapshot, or was taken.
+-- Scalar subqueries stay index probes per row; the comparison with the log becomes a join.
 insert into capture_log (kind, user_id, device_id, stream_id, body)
 select 'to_device', i.user_id, i.device_id, i.stream_id, convert_to(i.message_json, 'UTF8')
   from public.device_inbox i
  where i.stream_id > $1
-   and not exists (select from foreign_user f where f.user_id = i.user_id)
-   and not exists (select from taken t
-                    where t.user_id = i.user_id and t.device_id = i.device_id
-                      and t.stream_id = i.stream_id)
+   and (select true from foreign_user f where f.user_id = i.user_id) is null
+   and (select true from taken t
+         where t.user_id = i.user_id and t.device_id = i.device_id
+           and t.stream_id = i.stream_id) is null
    and not exists (select from capture_log c
                     where c.kind = 'to_device' and c.user_id = i.user_id
                       and c.device_id = i.device_id and c.stream_id = i.stream_id)
@@ -74,6 +81,7 @@ async def append_missed(conn: Connection, *, limit: int) -> int | None:
     settled = await conn.fetchval(HOLD_FLOOR)
     if settled is None:
         return None
+    await conn.execute(COMPARE_AS_SETS)
     done = await conn.execute(APPEND_MISSED, settled, limit)
     return int(done.split()[2])
 
