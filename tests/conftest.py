@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.database import database, pg, postgres_server
+from tests.support.delivered import cleaner
 from tests.support.intake import db, intake
 
-__all__ = ["database", "db", "intake", "pg", "postgres_server"]
+__all__ = ["cleaner", "database", "db", "intake", "pg", "postgres_server"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

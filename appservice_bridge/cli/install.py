@@ -6,6 +6,7 @@ import typer
 
 from appservice_bridge.cli.check import ConfigOption
 from appservice_bridge.cli.context import finished, loaded, owners, with_connection
+from appservice_bridge.cli.worker import cleaned
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.routing.announcing import seed_foreign
@@ -37,7 +38,11 @@ def install(
     if of.config.homeserver.kind != "synapse":
         finished(_refuse())
     if print_grants:
-        print("\n".join(finished(with_connection(of, synapse.grants))))
+
+        async def grants(conn: Connection) -> list[str]:
+            return await synapse.grants(conn, cleaning=bool(cleaned(of)))
+
+        print("\n".join(finished(with_connection(of, grants))))
         return
 
     async def work(conn: Connection) -> str:
@@ -62,7 +67,7 @@ def uninstall(
 
     async def work(conn: Connection) -> list[str]:
         await synapse.uninstall(conn, discard_backlog=discard_backlog, everything=everything)
-        return await synapse.grants(conn, revoke=True)
+        return await synapse.revokes(conn)
 
     revokes = finished(with_connection(of, work))
     print("nothing of the capture is left" + (", nor of the bridge's tables" if everything else ""))
@@ -77,7 +82,8 @@ async def _refuse() -> None:
 async def _install(conn: Connection, of: Loaded) -> str:
     await migrations.require_current(conn)
     await synapse.require_synapse(conn)
-    await synapse.require_rights(conn)
+    told_to = {id_ for id_, one in of.config.appservices.items() if one.delete_delivered == "on"}
+    await synapse.require_rights(conn, deleting=bool(told_to & cleaned(of)))
     known = owners(of)
     async with conn.transaction():
         # the gate is held, so that nobody becomes owned while they are put down as foreign

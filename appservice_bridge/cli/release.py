@@ -25,6 +25,3 @@ def _asked_for_and_not_there(of: Loaded) -> Iterator[str]:
         transport = of.config.settings(registration).transport
         if transport not in ("http", "none"):
             yield f"appservice {registration.id}: transport {transport}"
-    for id_, section in of.config.appservices.items():
-        if section.delete_delivered == "on":
-            yield f"appservice {id_}: delete_delivered"

@@ -32,6 +32,7 @@ from appservice_bridge.routing.seeding import (
     Seeding,
     begin_following,
 )
+from appservice_bridge.sources.inbox_cleaner import InboxCleaner
 from appservice_bridge.sources.membership_follower import run_membership_follower
 from appservice_bridge.sources.reconciler import run_reconciler
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
@@ -66,6 +67,7 @@ class Worker:
         registrations = {each.id: each for each in of.registrations}
         self._follows = follows_memberships(of)
         self._memberships = asyncio.Event()
+        self._cleaned = cleaned(of)
         self._intake = Intake(database, owners, self._appended)
         self._lanes = Lanes(
             database,
@@ -118,13 +120,17 @@ class Worker:
                 group.create_task(listen(self._database.dsn, wakes, stop), name="listen")
                 group.create_task(self._intake.run(stop), name="intake")
                 group.create_task(self._lanes.run(stop), name="lanes")
-                group.create_task(run_purge(self._database, stop), name="purge")
+                purge = run_purge(self._database, stop, cleaned=self._cleaned)
+                group.create_task(purge, name="purge")
                 group.create_task(run_forgetting(self._database, stop), name="forgetting")
                 group.create_task(self._waker.run(stop), name="waker")
                 if self._of.config.homeserver.capture == "triggers":
                     group.create_task(run_reconciler(self._database, stop), name="reconciler")
                 if self._follows:
                     group.create_task(self._follow(stop), name="memberships")
+                if self._of.config.homeserver.capture != "none":
+                    cleaner = InboxCleaner(self._database, self._owners, self._cleaned)
+                    group.create_task(cleaner.run(stop), name="inbox-cleaner")
                 await stop.wait()
                 going_live.cancel()
                 self._intake.wake.set()  # so that it sees the stop now
@@ -202,3 +208,10 @@ def destinations(of: Loaded, owners: Owners) -> Mapping[str, Destination]:
         )
         for appservice_id, registration in owners.registrations.items()
     }
+
+
+def cleaned(of: Loaded) -> frozenset[str]:
+    """The appservices whose delivered messages are to leave the homeserver's inbox."""
+    if of.config.homeserver.capture == "none":
+        return frozenset()
+    return frozenset(one.id for one in of.registrations if of.config.settings(one).delete_delivered)

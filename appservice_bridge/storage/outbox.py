@@ -65,8 +65,17 @@ select appservice_id, purged_to, acked_to from lane where acked_to > purged_to
 """
 
 PURGE: Final = """
--- outbox.purge
-delete from outbox where appservice_id = $1 and position > $2 and position <= $3
+-- outbox.purge: with $4 the rows of the inbox that this delivered may be cleaned out
+with gone as (
+    delete from outbox where appservice_id = $1 and position > $2 and position <= $3
+    returning appservice_id, kind, user_id, device_id, stream_id
+), noted as (
+    insert into inbox_delivered (appservice_id, user_id, device_id, stream_id)
+    select appservice_id, user_id, device_id, stream_id from gone
+     where $4 and kind = 'to_device' and stream_id is not null
+    on conflict do nothing
+)
+select count(*) from gone
 """
 
 MOVE_PURGED: Final = """
@@ -162,9 +171,13 @@ async def purgeable(conn: Connection) -> list[Purgeable]:
     return [Purgeable(**row) for row in await conn.fetch(PURGEABLE)]
 
 
-async def purge(conn: Connection, delivered: Purgeable, *, upto: int) -> int:
-    """Delete delivered items up to a position; returns how many. Another purger does no harm."""
+async def purge(conn: Connection, delivered: Purgeable, *, upto: int, clean: bool) -> int:
+    """Delete delivered items up to a position; returns how many. Another purger does no harm.
+
+    With `clean` their rows of the homeserver's inbox are noted for the cleaner: only here, where
+    their ack is committed.
+    """
     bounds = (delivered.appservice_id, delivered.purged_to, upto)
-    done = await conn.execute(PURGE, *bounds)
+    gone = await conn.fetchval(PURGE, *bounds, clean)
     await conn.execute(MOVE_PURGED, *bounds)
-    return int(done.split()[1])
+    return int(gone)

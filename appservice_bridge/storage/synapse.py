@@ -44,6 +44,15 @@ select needed.*,
                ('table', 'public.devices', 'SELECT')) as needed(kind, name, privilege)
 """
 
+CLEANING_RIGHTS: Final = """
+-- synapse.cleaning_rights: to delete what was delivered, and to see which devices use sliding sync
+select needed.*, has_table_privilege(to_regclass(needed.name), needed.privilege) as held
+  from (values ('table', 'public.device_inbox', 'DELETE'),
+               ('table', 'public.sliding_sync_connections', 'SELECT'))
+    as needed(kind, name, privilege)
+ where to_regclass(needed.name) is not null
+"""
+
 IS_SYNAPSE: Final = """
 -- synapse.is_synapse
 select to_regclass('public.device_inbox') is not null
@@ -183,27 +192,44 @@ async def rights(conn: Connection) -> list[Right]:
     return [Right(**row) for row in await conn.fetch(RIGHTS)]
 
 
-async def grants(conn: Connection, *, revoke: bool = False, missing: bool = False) -> list[str]:
-    """Statements for the owner of the homeserver's database: GRANTs, or the REVOKEs of them."""
+async def cleaning_rights(conn: Connection) -> list[Right]:
+    """The rights that cleaning the inbox needs on top of it, and whether they are held."""
+    return [Right(**row) for row in await conn.fetch(CLEANING_RIGHTS)]
+
+
+async def grants(conn: Connection, *, cleaning: bool) -> list[str]:
+    """GRANTs for the owner of the homeserver's database; with those for `cleaning` the inbox."""
+    needed = await rights(conn)
+    return await _statements(conn, needed + (await cleaning_rights(conn) if cleaning else []))
+
+
+async def revokes(conn: Connection) -> list[str]:
+    """The REVOKEs of what the bridge may have been granted."""
+    granted = [right for right in await cleaning_rights(conn) if right.held]
+    return await _statements(conn, await rights(conn) + granted, revoke=True)
+
+
+async def _statements(conn: Connection, of: Iterable[Right], *, revoke: bool = False) -> list[str]:
     role, database = await conn.fetchrow(QUOTED_ROLE) or ("", "")
     verb, to = ("REVOKE", "FROM") if revoke else ("GRANT", "TO")
     statements = []
-    for right in await rights(conn):
-        if missing and right.held:
-            continue
+    for right in of:
         name = database if right.kind == "database" else right.name
         statements.append(f"{verb} {right.privilege} ON {right.kind.upper()} {name} {to} {role};")
     return statements
 
 
-async def require_rights(conn: Connection) -> None:
-    """Refuse a role that could not install the capture.
+async def require_rights(conn: Connection, *, deleting: bool) -> None:
+    """Refuse a role that could not install the capture, or not delete where it is told to.
 
     Raises:
         GrantsMissingError: with the statements that give the rights.
     """
-    if lacking := await grants(conn, missing=True):
-        raise GrantsMissingError(lacking)
+    needed = await rights(conn)
+    if deleting:
+        needed += [one for one in await cleaning_rights(conn) if one.privilege == "DELETE"]
+    if lacking := [right for right in needed if not right.held]:
+        raise GrantsMissingError(await _statements(conn, lacking))
 
 
 async def users_page(conn: Connection, *, after: str, size: int) -> list[str]:

@@ -8,7 +8,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import yaml
 
+from appservice_bridge.storage.migrations import known_migrations
 from tests.support.bridge import Files, registration, write_files
 from tests.support.facts import Connection, make_synapse_tables, send
 
@@ -85,7 +87,8 @@ async def test_a_role_with_the_printed_grants_installs_captures_and_uninstalls(
     await synapse_owner.execute(
         "insert into users (name) values ('@alice:example.org'), ($$@b_1$$)"
     )
-    assert await command("migrate", *config) == (0, "applied 0001, 0002\n", "")
+    applied = ", ".join(f"{number:04}" for number in known_migrations())
+    assert await command("migrate", *config) == (0, f"applied {applied}\n", "")
     code, out, err = await command("install", *config)
     assert (code, err) == (0, "")
     assert "triggers made on device_inbox" in out
@@ -99,11 +102,43 @@ async def test_a_role_with_the_printed_grants_installs_captures_and_uninstalls(
     code, out, err = await command("uninstall", "--discard-backlog", "--all", *config)
     assert (code, err) == (0, "")
     revokes = [line for line in out.splitlines() if "REVOKE" in line]
-    assert len(revokes) == 19
+    assert len(revokes) == 20
+    assert any("REVOKE DELETE ON TABLE public.device_inbox" in line for line in revokes)
     await synapse_owner.execute("\n".join(revokes))
     assert await synapse_owner.fetchval("select to_regnamespace('appservice_bridge')") is None
     await send(synapse_owner, BOT, 2)
     assert (await command("uninstall", "--all", *config))[0] == 0  # nothing is there to remove
+
+
+def with_delete_delivered(files: Files, choice: str) -> None:
+    document = yaml.safe_load(files.config.read_text())
+    document["appservices"] = {"bot": {"delete_delivered": choice}}
+    files.config.write_text(yaml.safe_dump(document))
+
+
+async def test_deleting_from_the_inbox_is_asked_for_only_where_an_appservice_opted_in(
+    synapse_owner: Connection, files: Files
+) -> None:
+    config = ("--config", str(files.config))
+    await synapse_owner.execute("create table sliding_sync_connections (user_id text)")
+    wanted = (
+        "GRANT DELETE ON TABLE public.device_inbox",
+        "GRANT SELECT ON TABLE public.sliding_sync_connections",
+    )
+    for choice, asked_for in (("off", False), ("auto", True), ("on", True)):
+        with_delete_delivered(files, choice)
+        _, grants, _ = await command("install", "--print-grants", *config)
+        assert [line in grants for line in wanted] == [asked_for] * 2
+    await synapse_owner.execute(grants.replace("GRANT DELETE", "-- GRANT DELETE"))
+    assert (await command("migrate", *config))[0] == 0
+    code, _, err = await command("install", *config)
+    assert code == 1
+    assert "GRANT DELETE ON TABLE public.device_inbox TO bridge_" in err
+    assert err.count("GRANT") == 1
+    with_delete_delivered(files, "auto")
+    assert (await command("install", *config))[0] == 0  # the cleaner rests, and says why
+    _, out, _ = await command("uninstall", *config)
+    assert "REVOKE DELETE" not in out
 
 
 async def test_running_without_the_capture_is_refused_and_the_command_is_named(

@@ -97,7 +97,7 @@ HOT: Final = {
         looks_at={"sealed": 1},
     ),
     "outbox.purge": Hot(
-        statement=outbox.PURGE, parameters="'bot1', 100, 200", looks_at={"outbox": 100}
+        statement=outbox.PURGE, parameters="'bot1', 100, 200, true", looks_at={"outbox": 100}
     ),
     "overview.lanes": Hot(
         statement=overview.LANES, parameters="", looks_at={"outbox": 1, "dead_letter": 0}

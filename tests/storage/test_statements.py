@@ -65,6 +65,9 @@ async def test_every_statement_on_synapse_s_tables_can_be_prepared(
     pg: "asyncpg.Connection[asyncpg.Record]", database: str
 ) -> None:
     await make_synapse_tables(pg)
+    await pg.execute(
+        "create table public.sliding_sync_connections (user_id text, effective_device_id text)"
+    )
     conn = await connect(database)
     for module, name, text in OF_SYNAPSE:
         try:
