@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from appservice_bridge.cli.backfill import backfill
 from appservice_bridge.cli.check import check
 from appservice_bridge.cli.dev import dev
 from appservice_bridge.cli.install import install, uninstall
@@ -19,7 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (dev, run, check, migrate, install, uninstall, status, resync):
+for command in (dev, run, check, migrate, install, uninstall, status, resync, backfill):
     app.command()(command)
 app.add_typer(registration, name="registration")
 

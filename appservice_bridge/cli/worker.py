@@ -35,6 +35,7 @@ from appservice_bridge.routing.seeding import (
 from appservice_bridge.sources.inbox_cleaner import InboxCleaner
 from appservice_bridge.sources.membership_follower import run_membership_follower
 from appservice_bridge.sources.reconciler import run_reconciler
+from appservice_bridge.storage import inbox
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
 from appservice_bridge.storage.identity import current_epoch
 from appservice_bridge.storage.notifications import CAPTURE, OUTBOX, listen, notify
@@ -103,7 +104,8 @@ class Worker:
             epoch = await current_epoch(conn)
         if self._follows:
             await begin_following(self._database)
-        waiting = await announce(self._database, self._owners, epoch=epoch)
+        present = inbox.present if self._of.config.homeserver.capture != "none" else None
+        waiting = await announce(self._database, self._owners, epoch=epoch, present=present)
         listen_on = self._of.config.listen
         admin = Admin(self._database, self._lanes.leases_hold)
         relay = self._relay.application()

@@ -23,13 +23,25 @@ class PageOfUsers(Protocol):
         """At most `size` ids above `after`."""
 
 
-async def announce(database: Database, owners: Owners, *, epoch: str) -> list[str]:
+class Present(Protocol):
+    """Reads up to where the homeserver's stream of to-device messages is written by now."""
+
+    def __call__(self, conn: Connection, /) -> Awaitable[int]:
+        """The position."""
+
+
+async def announce(
+    database: Database, owners: Owners, *, epoch: str, present: Present | None = None
+) -> list[str]:
     """Make these the registrations that intake routes by; returns those that are not live yet.
 
-    Users the triggers leave out so far are taken off their list. Dying before the commit changes
-    nothing; after it, the next start finds the same appservices not live.
+    Users the triggers leave out so far are taken off their list. What comes for them after
+    `present` is captured; it is noted, and read first, so that what is older can be told. Dying
+    before the commit changes nothing; after it, the next start finds the same appservices not live.
     """
     async with database.transaction() as conn:
+        position = None if present is None else await present(conn)
+        await registrations.attach(conn, list(owners.registrations), present=position)
         await registrations.set_digest(conn, owners.digest())
         waiting = await _announce_changed(conn, owners, epoch)
         if waiting:

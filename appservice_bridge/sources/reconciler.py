@@ -24,9 +24,12 @@ async def run_reconciler(
 
     Dying anywhere leaves both as they were; what is appended twice, intake tells by its key.
     """
+    looked_to = 0
     while not stop.is_set():
         try:
             await reconcile_once(database)
+            async with database.transaction() as conn:
+                looked_to = await inbox.forget_gone(conn, after=looked_to, batch=BATCH)
         except DatabaseUnavailableError as error:
             log.warning("reconciler.rests", reason=error.reason)
         await set_within(stop, every_seconds)

@@ -68,11 +68,31 @@ update inbox_floor set next = $1, next_seq = (select last_value from capture_seq
 """
 
 FORGET_TAKEN: Final = """
--- inbox.forget_taken
+-- inbox.forget_taken: what is older than an appservice may be read again, and stays
 delete from taken t using (
     select user_id, device_id, stream_id from taken
-     where stream_id <= (select settled from inbox_floor) order by stream_id limit $1) old
+     where stream_id > coalesce((select max(stream_id) from attached), 0)
+       and stream_id <= (select settled from inbox_floor) order by stream_id limit $1) old
  where t.user_id = old.user_id and t.device_id = old.device_id and t.stream_id = old.stream_id
+"""
+
+FORGET_GONE: Final = """
+-- inbox.forget_gone: of what is older, what the inbox has no more; $1 is how far the last look came
+with old as (
+    select user_id, device_id, stream_id from taken
+     where stream_id > $1
+       and stream_id <= least((select settled from inbox_floor),
+                              (select max(stream_id) from attached))
+     order by stream_id fetch first $2 rows with ties
+), gone as (
+    delete from taken t using old
+     where t.user_id = old.user_id and t.device_id = old.device_id
+       and t.stream_id = old.stream_id
+       and (select true from public.device_inbox i
+             where i.user_id = old.user_id and i.device_id = old.device_id
+               and i.stream_id = old.stream_id limit 1) is null
+)
+select max(stream_id) from old
 """
 
 
@@ -102,3 +122,17 @@ async def forget_taken(conn: Connection, *, batch: int) -> int:
     """Forget rows of the inbox below the floor that were routed; returns how many."""
     done = await conn.execute(FORGET_TAKEN, batch)
     return int(done.split()[1])
+
+
+async def forget_gone(conn: Connection, *, after: int, batch: int) -> int:
+    """Look at one batch of what was routed and is older than an appservice; forget what is gone.
+
+    Returns up to where it looked, for the next look; 0 where that begins again. Who appends such
+    a row holds the floor and finds it in the inbox, so no second copy of what is gone can come.
+    """
+    return await conn.fetchval(FORGET_GONE, after, batch) or 0
+
+
+async def present(conn: Connection) -> int:
+    """Up to where the homeserver has written its stream of to-device messages, all of it."""
+    return await conn.fetchval(BOUND) or 0

@@ -27,6 +27,19 @@ on conflict (appservice_id) do update
    set namespaces_digest = excluded.namespaces_digest, live_at = null
 """
 
+ATTACH: Final = """
+-- registrations.attach: the first time stays, also for who was away meanwhile
+insert into attached (appservice_id, stream_id)
+select appservice_id, $2 from unnest($1::text[]) as a(appservice_id)
+on conflict (appservice_id) do update set stream_id = excluded.stream_id
+ where attached.stream_id is null
+"""
+
+ATTACHED: Final = """
+-- registrations.attached
+select appservice_id, stream_id from attached where stream_id is not null
+"""
+
 WITHDRAW: Final = """
 -- registrations.withdraw: if they come back, their users have to be looked for again
 delete from appservice where appservice_id <> all ($1::text[]) returning appservice_id
@@ -89,6 +102,16 @@ async def announce(
     await conn.execute(ANNOUNCE, appservice_id, namespaces_digest)
     await conn.execute(ADD_HEAD, appservice_id)
     await conn.execute(ADD_LANE, appservice_id, epoch)
+
+
+async def attach(conn: Connection, appservice_ids: Sequence[str], *, present: int | None) -> None:
+    """Note where the homeserver's to-device stream is, for those announced for the first time."""
+    await conn.execute(ATTACH, appservice_ids, present)
+
+
+async def attached(conn: Connection) -> dict[str, int]:
+    """Where that stream was when each appservice came; without those of whom it is not known."""
+    return {row["appservice_id"]: row["stream_id"] for row in await conn.fetch(ATTACHED)}
 
 
 async def look_again(conn: Connection, registrations_digest: bytes) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,20 +11,10 @@ import yaml
 
 from appservice_bridge.storage.migrations import known_migrations
 from tests.support.bridge import Files, registration, write_files
+from tests.support.command import command
 from tests.support.facts import Connection, make_synapse_tables, send
 
 BOT = "@b_1:example.org"
-
-
-async def command(*arguments: str) -> tuple[int, str, str]:
-    """A command in a process of its own: exit code, stdout, stderr."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "appservice_bridge", *arguments),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    return process.returncode or 0, out.decode(), err.decode()
 
 
 @pytest.fixture
