@@ -27,17 +27,30 @@ class ListChange(NamedTuple):
     device_id: str | None
 
 
+class Signed(NamedTuple):
+    """Keys that somebody signed, and the row of the homeserver's stream that says so.
+
+    Attributes:
+        key: tells a repeat; None where nothing can.
+    """
+
+    key: ChangeKey | None
+    lists: tuple[ListKey, ...]
+
+
 @dataclass(slots=True, kw_only=True)
 class DeviceChanges:
     """What a batch of the log says of devices; of each user and device the latest.
 
     Attributes:
         seen: changes of users in the homeserver's own stream, in the order of the log.
+        signed: the same of signatures.
         lists: changes for one appservice each.
         keys: devices whose keys changed.
     """
 
     seen: list[ListChange] = field(default_factory=list)
+    signed: list[Signed] = field(default_factory=list)
     lists: dict[ListKey, str] = field(default_factory=dict)
     keys: dict[DeviceKey, KeyChange] = field(default_factory=dict)
 
@@ -63,11 +76,19 @@ class DeviceChanges:
         for device in devices:
             self.keys.pop(device, None)
 
+    def stream_keys(self) -> list[ChangeKey]:
+        """Keys of what came from the homeserver's streams."""
+        keys = [*(change.key for change in self.seen), *(signed.key for signed in self.signed)]
+        return [key for key in keys if key is not None]
+
     def apply_fresh(self, fresh: set[ChangeKey], owners: Owners) -> set[str]:
         """Settle whom the seen changes concern; returns users of whom trackers must hear.
 
         A repeat concerns nobody. An appservice always hears of its own users.
         """
+        for signed in self.signed:
+            if signed.key is None or signed.key in fresh:
+                self.lists.update(dict.fromkeys(signed.lists, "changed"))
         users = set()
         for change in self.seen:
             if change.key is not None and change.key not in fresh:
@@ -104,11 +125,15 @@ def signatures(row: Captured, signer: str, owners: Owners, changes: DeviceChange
     """Somebody signed keys of others: those changed, for the signer's appservices.
 
     Raises:
-        MalformedError: the row is no list of user ids.
+        MalformedError: the row is no list of user ids; its key is taken all the same.
     """
-    for user_id in [string(one) for one in elements(decode(row.body), most=MOST_SIGNED)]:
-        for appservice_id in owners.of(signer):
-            changes.lists[ListKey(appservice_id, user_id)] = "changed"
+    key = None if row.stream_id is None else ChangeKey(row.stream_id, signer, "")
+    lists: list[ListKey] = []
+    try:
+        for user_id in [string(one) for one in elements(decode(row.body), most=MOST_SIGNED)]:
+            lists += [ListKey(appservice_id, user_id) for appservice_id in owners.of(signer)]
+    finally:
+        changes.signed.append(Signed(key, tuple(lists)))
 
 
 def key_change(row: Captured) -> KeyChange:

@@ -200,7 +200,7 @@ def _outliving_their_devices(
 
 async def _tell_of_devices(conn: Connection, changes: DeviceChanges, owners: Owners) -> set[str]:
     """Let device lists and key counts wait for the next transactions; returns whose."""
-    keys = [change.key for change in changes.seen if change.key is not None]
+    keys = changes.stream_keys()
     fresh = await repeats.take_changes(conn, keys) if keys else set()
     users = changes.apply_fresh(fresh, owners)
     tracking = await device_updates.change_tracked(conn, sorted(users)) if users else set()

@@ -74,6 +74,24 @@ async def test_a_change_that_is_read_twice_is_told_once(pg: Connection, intake: 
     assert await rows(pg, LISTS) == []
 
 
+async def test_signatures_that_are_read_twice_are_told_once(pg: Connection, intake: Intake) -> None:
+    body = json.dumps([FRIEND]).encode()
+    for stream_id, wanted in ((7, 1), (7, 0), (8, 1)):
+        await captured(pg, "signatures", user_id=BOT, stream_id=stream_id, body=body)
+        await intake.consume_once()
+        assert len(await rows(pg, LISTS)) == wanted
+        await pg.execute("delete from appservice_bridge.device_list_update")
+
+
+async def test_signatures_that_cannot_be_read_are_buried_once(
+    pg: Connection, intake: Intake
+) -> None:
+    await captured(pg, "signatures", user_id=BOT, stream_id=7, body=b"{")
+    await intake.consume_once()
+    assert await rows(pg, "select stream_id from appservice_bridge.taken_device_change") == [(7,)]
+    assert await rows(pg, "select kind from appservice_bridge.dead_letter") == [("signatures",)]
+
+
 async def test_who_signed_keys_of_others_hears_of_them(pg: Connection, intake: Intake) -> None:
     body = json.dumps([FRIEND, "@é:example.org"]).encode()
     await captured(pg, "signatures", user_id=BOT, stream_id=1, body=body)
