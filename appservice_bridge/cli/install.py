@@ -9,7 +9,7 @@ from appservice_bridge.cli.context import finished, loaded, owners, with_connect
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.routing.announcing import seed_foreign
-from appservice_bridge.storage import migrations, registrations, synapse
+from appservice_bridge.storage import grants, migrations, registrations, synapse
 from appservice_bridge.storage.database import Connection
 
 
@@ -20,6 +20,16 @@ class NothingToCaptureError(BridgeError):
         super().__init__(
             "homeserver.kind is generic: there is nothing to install; its facts come in through "
             "the relay and by ingest"
+        )
+
+
+class GrantsLeftError(BridgeError):
+    """The capture is gone, but what the owner of the database granted is not; it must revoke it."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(
+            f"{count} grants are left: the owner of the homeserver's database must run the REVOKEs "
+            "above; then run this command again"
         )
 
 
@@ -37,7 +47,7 @@ def install(
     if of.config.homeserver.kind != "synapse":
         finished(_refuse())
     if print_grants:
-        print("\n".join(finished(with_connection(of, synapse.grants))))
+        print("\n".join(finished(with_connection(of, grants.grants))))
         return
 
     async def work(conn: Connection) -> str:
@@ -55,29 +65,37 @@ def uninstall(
         bool, typer.Option("--all", help="Remove the bridge's own tables, too.")
     ] = False,
 ) -> None:
-    """Remove the capture from Synapse's database; refused while facts wait."""
+    """Remove the capture from Synapse's database; refused while facts wait.
+
+    Ends 1 while the role holds grants that only the owner of the database can revoke.
+    """
     of = loaded(config)
     if of.config.homeserver.kind != "synapse":
         finished(_refuse())
 
     async def work(conn: Connection) -> list[str]:
         await synapse.uninstall(conn, discard_backlog=discard_backlog, everything=everything)
-        return await synapse.grants(conn, revoke=True)
+        return await grants.revokes(conn)
 
     revokes = finished(with_connection(of, work))
     print("nothing of the capture is left" + (", nor of the bridge's tables" if everything else ""))
-    print("what the owner of the database granted stays until it is revoked:")
-    print("\n".join(f"  {statement}" for statement in revokes))
+    if revokes:
+        print("\n".join(revokes))
+        finished(_grants_left(len(revokes)))
 
 
 async def _refuse() -> None:
     raise NothingToCaptureError
 
 
+async def _grants_left(count: int) -> None:
+    raise GrantsLeftError(count)
+
+
 async def _install(conn: Connection, of: Loaded) -> str:
     await migrations.require_current(conn)
     await synapse.require_synapse(conn)
-    await synapse.require_rights(conn)
+    await grants.require_rights(conn)
     known = owners(of)
     async with conn.transaction():
         # the gate is held, so that nobody becomes owned while they are put down as foreign

@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from appservice_bridge.storage.migrations import schema_directory
+from appservice_bridge.blueprint.files import schema_directory
 
 PROJECT: Final = Path(__file__).resolve().parents[2]
 FILES: Final = sorted(
@@ -18,7 +18,7 @@ FILES: Final = sorted(
     if path.is_file()
 )
 WHERE: Final = (
-    "from appservice_bridge.storage.migrations import known_migrations, schema_directory;"
+    "from appservice_bridge.blueprint.files import known_migrations, schema_directory;"
     "print(schema_directory()); print(*known_migrations())"
 )
 
