@@ -70,9 +70,11 @@ DROP_WAKE: Final = """
 drop function if exists appservice_bridge.wake_intake()
 """
 
-_BEGIN: Final = """
+BEGIN: Final = """
+-- capture.begin: Synapse's sessions read what was there when they began, and commit to no disk
 set transaction isolation level read committed;
 set local lock_timeout = '100ms';
+set local synchronous_commit = on;
 """
 
 
@@ -95,12 +97,12 @@ def attach(table: str, triggers: Iterable[Trigger]) -> str:
     statements = [trigger.create for trigger in triggers]
     if table == "device_inbox":
         statements.append(SET_FLOOR)
-    return _BEGIN + ";\n".join(statements)
+    return BEGIN + ";\n".join(statements)
 
 
 def mend() -> str:
     """Drop what has a trigger that does not fire, so that it can be made anew."""
-    return _BEGIN + DROP_DISABLED
+    return BEGIN + DROP_DISABLED
 
 
 def detach(*, refuse: str) -> str:
@@ -109,7 +111,7 @@ def detach(*, refuse: str) -> str:
     `refuse` is done behind the locks, and fails where the capture has to stay. The floor goes
     first: who compares holds it, and nobody of the homeserver shall wait for that.
     """
-    return _BEGIN + ";\n".join((FORGET_FLOOR, DROP_FUNCTIONS, DROP_WAKE, refuse))
+    return BEGIN + ";\n".join((FORGET_FLOOR, DROP_FUNCTIONS, DROP_WAKE, refuse))
 
 
 def rest_seconds(tries: int) -> float:

@@ -7,6 +7,7 @@ import asyncpg
 
 from appservice_bridge.blueprint import capture
 from appservice_bridge.blueprint.files import capture_functions
+from appservice_bridge.blueprint.seeding import USERS_PAGE
 from appservice_bridge.blueprint.versions import SCHEMA_EXISTS
 from appservice_bridge.domain.capture import CAPTURED, Trigger
 from appservice_bridge.domain.errors import BridgeError
@@ -16,11 +17,6 @@ IS_SYNAPSE: Final = """
 -- synapse.is_synapse
 select to_regclass('public.device_inbox') is not null
    and to_regclass('public.users') is not null
-"""
-
-USERS_PAGE: Final = """
--- synapse.users_page
-select name from public.users where name > $1 order by name limit $2
 """
 
 DROP_SCHEMA: Final = """
