@@ -1,5 +1,6 @@
 """`install` and `uninstall`: the capture in Synapse's database."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ from appservice_bridge.cli.worker import cleaned
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.routing.announcing import seed_foreign
-from appservice_bridge.storage import migrations, registrations, synapse
+from appservice_bridge.storage import grants, migrations, registrations, synapse
 from appservice_bridge.storage.database import Connection
 
 
@@ -21,6 +22,16 @@ class NothingToCaptureError(BridgeError):
         super().__init__(
             "homeserver.kind is generic: there is nothing to install; its facts come in through "
             "the relay and by ingest"
+        )
+
+
+class GrantsLeftError(BridgeError):
+    """The capture is gone, but what the owner of the database granted is not; it must revoke it."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(
+            f"{count} grants are left: the owner of the homeserver's database must run the REVOKEs "
+            "above; then run this command again"
         )
 
 
@@ -38,11 +49,7 @@ def install(
     if of.config.homeserver.kind != "synapse":
         finished(_refuse())
     if print_grants:
-
-        async def grants(conn: Connection) -> list[str]:
-            return await synapse.grants(conn, cleaning=bool(cleaned(of)))
-
-        print("\n".join(finished(with_connection(of, grants))))
+        print("\n".join(finished(with_connection(of, partial(_needed_grants, of)))))
         return
 
     async def work(conn: Connection) -> str:
@@ -60,30 +67,42 @@ def uninstall(
         bool, typer.Option("--all", help="Remove the bridge's own tables, too.")
     ] = False,
 ) -> None:
-    """Remove the capture from Synapse's database; refused while facts wait."""
+    """Remove the capture from Synapse's database; refused while facts wait.
+
+    Ends 1 while the role holds grants that only the owner of the database can revoke.
+    """
     of = loaded(config)
     if of.config.homeserver.kind != "synapse":
         finished(_refuse())
 
     async def work(conn: Connection) -> list[str]:
         await synapse.uninstall(conn, discard_backlog=discard_backlog, everything=everything)
-        return await synapse.revokes(conn)
+        return await grants.revokes(conn)
 
     revokes = finished(with_connection(of, work))
     print("nothing of the capture is left" + (", nor of the bridge's tables" if everything else ""))
-    print("what the owner of the database granted stays until it is revoked:")
-    print("\n".join(f"  {statement}" for statement in revokes))
+    if revokes:
+        print("\n".join(revokes))
+        finished(_grants_left(len(revokes)))
 
 
 async def _refuse() -> None:
     raise NothingToCaptureError
 
 
+async def _grants_left(count: int) -> None:
+    raise GrantsLeftError(count)
+
+
+async def _needed_grants(of: Loaded, conn: Connection) -> list[str]:
+    return await grants.grants(conn, await grants.rights(conn, cleaning=bool(cleaned(of))))
+
+
 async def _install(conn: Connection, of: Loaded) -> str:
     await migrations.require_current(conn)
     await synapse.require_synapse(conn)
     told_to = {id_ for id_, one in of.config.appservices.items() if one.delete_delivered == "on"}
-    await synapse.require_rights(conn, deleting=bool(told_to & cleaned(of)))
+    await grants.require_rights(conn, deleting=bool(told_to & cleaned(of)))
     known = owners(of)
     async with conn.transaction():
         # the gate is held, so that nobody becomes owned while they are put down as foreign

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -46,6 +46,7 @@ class SynapseSettings:
         native_encryption: let Synapse itself send to-device messages, device lists and key
             counts to appservices, as one would without a bridge.
         python: interpreter that has matrix-synapse.
+        environment: of its process, the whole of it; ours when None.
         log_level: of Synapse's own log.
         extra: configuration laid over everything else.
     """
@@ -57,6 +58,7 @@ class SynapseSettings:
     registrations: Sequence[Path] = ()
     native_encryption: bool = False
     python: str = sys.executable
+    environment: Mapping[str, str] | None = None
     log_level: str = "INFO"
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -104,6 +106,7 @@ class Synapse:
                     self.settings.python, "-m", "synapse.app.homeserver", "-c", str(config),
                 ],
                 log=self.log,
+                environment=self.settings.environment,
                 directory=self.settings.directory,
             )
         )  # fmt: skip

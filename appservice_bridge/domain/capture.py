@@ -53,4 +53,13 @@ TRIGGERS: Final = (
     Trigger(table="devices", event="delete", function="capture_device_deleted", rows="changed"),
 )
 
-FUNCTIONS: Final = tuple(dict.fromkeys(trigger.function for trigger in TRIGGERS))
+CAPTURED: Final = tuple(dict.fromkeys(trigger.table for trigger in TRIGGERS))
+READ: Final = (
+    "users",
+    "stream_positions",
+    "current_state_delta_stream",
+    "current_state_events",
+    "room_memberships",
+    *CAPTURED,
+)
+"""Tables of Synapse's that the bridge reads."""

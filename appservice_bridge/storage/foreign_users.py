@@ -3,12 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from appservice_bridge.blueprint.seeding import ADD
 from appservice_bridge.storage.database import Connection
-
-ADD: Final = """
--- foreign_users.add
-insert into foreign_user (user_id) select * from unnest($1::text[]) on conflict do nothing
-"""
 
 PAGE: Final = """
 -- foreign_users.page

@@ -4,18 +4,6 @@ from typing import Final
 
 from appservice_bridge.storage.database import Connection
 
-SET_FLOOR: Final = """
--- inbox.set_floor: the first attach starts at the present
-insert into appservice_bridge.inbox_floor (settled)
-select coalesce(max(stream_id), 0) from public.device_inbox
-on conflict do nothing
-"""
-
-FORGET_FLOOR: Final = """
--- inbox.forget_floor: who attaches again starts at the present again
-delete from appservice_bridge.inbox_floor
-"""
-
 HOLD_FLOOR: Final = """
 -- inbox.hold_floor
 select settled from inbox_floor for update skip locked

@@ -1,17 +1,22 @@
 """The bridge's own schema: numbered files, applied forward only, one worker at a time."""
 
-import re
-from importlib.resources import files
-from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import Final
 
 import asyncpg
 
+from appservice_bridge.blueprint.files import known_migrations
+from appservice_bridge.blueprint.versions import (
+    APPLIED,
+    CREATE_SCHEMA,
+    CREATE_VERSION_TABLE,
+    LOCK_VERSIONS,
+    RECORD,
+    SCHEMA_EXISTS,
+    lacking,
+)
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.storage.database import Connection
 
-_NUMBERED: Final = re.compile(r"(\d{4})_\w+\.sql")
 _MADE_BY_ANOTHER: Final = (
     asyncpg.UniqueViolationError,
     asyncpg.DuplicateObjectError,
@@ -19,56 +24,10 @@ _MADE_BY_ANOTHER: Final = (
     asyncpg.DuplicateTableError,
 )
 
-SCHEMA_EXISTS: Final = """
--- migrations.schema_exists
-select to_regclass('appservice_bridge.schema_version') is not null
-"""
-
-CREATE_VERSION_TABLE: Final = """
--- migrations.create_version_table
-create table if not exists appservice_bridge.schema_version (
-    number     integer primary key,
-    name       text not null,
-    applied_at timestamptz not null default clock_timestamp()
-)
-"""
-
-CREATE_SCHEMA: Final = """
--- migrations.create_schema
-create schema if not exists appservice_bridge
-"""
-
-LOCK_VERSIONS: Final = """
--- migrations.lock_versions
-lock table appservice_bridge.schema_version in exclusive mode
-"""
-
-APPLIED: Final = """
--- migrations.applied
-select number from appservice_bridge.schema_version order by number
-"""
-
-RECORD: Final = """
--- migrations.record
-insert into appservice_bridge.schema_version (number, name) values ($1, $2)
-"""
-
-
 MISSING_GRANT: Final = """
 -- migrations.missing_grant
 select format('GRANT CREATE ON DATABASE %I TO %I;', current_database(), current_user)
 """
-
-
-class SchemaTooNewError(BridgeError):
-    """A newer release migrated this database; run that release."""
-
-    def __init__(self, found: int, known: int) -> None:
-        super().__init__(
-            f"the database has schema {found}, this release knows {known}: install a newer one"
-        )
-        self.found = found
-        self.known = known
 
 
 class SchemaForbiddenError(BridgeError):
@@ -86,37 +45,15 @@ class SchemaOutdatedError(BridgeError):
         self.pending = pending
 
 
-def schema_directory() -> Traversable:
-    """Where the SQL files lie: inside the wheel, or beside the package in a checkout."""
-    packaged = files("appservice_bridge") / "schema"
-    if packaged.is_dir():
-        return packaged
-    return Path(__file__).resolve().parents[2] / "schema"
-
-
-def known_migrations() -> dict[int, Traversable]:
-    """Every migration of this release by number, ascending."""
-    found = {
-        int(match[1]): entry
-        for entry in schema_directory().iterdir()
-        if (match := _NUMBERED.fullmatch(entry.name))
-    }
-    return dict(sorted(found.items()))
-
-
 async def pending(conn: Connection) -> list[int]:
     """Numbers of the migrations that this database lacks.
 
     Raises:
         SchemaTooNewError: the database was migrated by a newer release.
     """
-    known = known_migrations()
-    applied = []
-    if await conn.fetchval(SCHEMA_EXISTS):
-        applied = [row["number"] for row in await conn.fetch(APPLIED)]
-    if applied and applied[-1] > max(known):
-        raise SchemaTooNewError(applied[-1], max(known))
-    return [number for number in known if number not in applied]
+    if not await conn.fetchval(SCHEMA_EXISTS):
+        return lacking(())
+    return lacking(row["number"] for row in await conn.fetch(APPLIED))
 
 
 async def require_current(conn: Connection) -> None:

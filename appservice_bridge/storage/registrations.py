@@ -3,12 +3,8 @@
 from collections.abc import Sequence
 from typing import Final
 
+from appservice_bridge.blueprint.seeding import WAIT_FOR_GATE
 from appservice_bridge.storage.database import Connection
-
-WAIT_FOR_GATE: Final = """
--- registrations.wait_for_gate
-select from intake_gate for update
-"""
 
 SET_DIGEST: Final = """
 -- registrations.set_digest: no intake routes while the registrations change

@@ -1,85 +1,22 @@
 """Synapse's own tables in the same database: read, and given our triggers, never altered else."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 from typing import Final
 
 import asyncpg
 
-from appservice_bridge.domain.capture import FUNCTIONS, TRIGGERS, Trigger
+from appservice_bridge.blueprint import capture
+from appservice_bridge.blueprint.files import capture_functions
+from appservice_bridge.blueprint.seeding import USERS_PAGE
+from appservice_bridge.blueprint.versions import SCHEMA_EXISTS
+from appservice_bridge.domain.capture import CAPTURED, Trigger
 from appservice_bridge.domain.errors import BridgeError
-from appservice_bridge.storage import inbox, migrations
 from appservice_bridge.storage.database import Connection
-from appservice_bridge.storage.migrations import schema_directory
-
-TRIES: Final = 100  # of 100 ms each, with rests of 100 ms between: about 20 s at worst
-
-RIGHTS: Final = """
--- synapse.rights: which rights this role has, by the statement that would give it
-select needed.*,
-       case needed.kind
-            when 'database' then has_database_privilege(current_database(), needed.privilege)
-            when 'schema' then has_schema_privilege(needed.name, needed.privilege)
-            else coalesce(has_table_privilege(to_regclass(needed.name), needed.privilege), false)
-       end as held
-  from (values ('database', current_database()::text, 'CREATE'),
-               ('schema', 'public', 'USAGE'),
-               ('table', 'public.users', 'SELECT'),
-               ('table', 'public.stream_positions', 'SELECT'),
-               ('table', 'public.current_state_delta_stream', 'SELECT'),
-               ('table', 'public.current_state_events', 'SELECT'),
-               ('table', 'public.room_memberships', 'SELECT'),
-               ('table', 'public.device_inbox', 'TRIGGER'),
-               ('table', 'public.device_inbox', 'SELECT'),
-               ('table', 'public.device_lists_stream', 'TRIGGER'),
-               ('table', 'public.device_lists_stream', 'SELECT'),
-               ('table', 'public.user_signature_stream', 'TRIGGER'),
-               ('table', 'public.user_signature_stream', 'SELECT'),
-               ('table', 'public.e2e_one_time_keys_json', 'TRIGGER'),
-               ('table', 'public.e2e_one_time_keys_json', 'SELECT'),
-               ('table', 'public.e2e_fallback_keys_json', 'TRIGGER'),
-               ('table', 'public.e2e_fallback_keys_json', 'SELECT'),
-               ('table', 'public.devices', 'TRIGGER'),
-               ('table', 'public.devices', 'SELECT')) as needed(kind, name, privilege)
-"""
-
-CLEANING_RIGHTS: Final = """
--- synapse.cleaning_rights: to delete what was delivered, and to see which devices use sliding sync
-select needed.*, has_table_privilege(to_regclass(needed.name), needed.privilege) as held
-  from (values ('table', 'public.device_inbox', 'DELETE'),
-               ('table', 'public.sliding_sync_connections', 'SELECT'))
-    as needed(kind, name, privilege)
- where to_regclass(needed.name) is not null
-"""
 
 IS_SYNAPSE: Final = """
 -- synapse.is_synapse
 select to_regclass('public.device_inbox') is not null
    and to_regclass('public.users') is not null
-"""
-
-USERS_PAGE: Final = """
--- synapse.users_page
-select name from public.users where name > $1 order by name limit $2
-"""
-
-MISSING_TRIGGERS: Final = """
--- synapse.missing_triggers: those of $1, $2 (name, table) that are not there or disabled
-select t.place
-  from unnest($1::text[], $2::text[]) with ordinality as t(name, table_name, place)
- where not exists (select from pg_trigger
-                    where tgrelid = to_regclass('public.' || t.table_name)
-                      and tgname = t.name and tgenabled <> 'D')
- order by t.place
-"""
-
-DISABLED: Final = """
--- synapse.disabled: functions of ours that have a disabled trigger
-select array_agg(distinct p.proname::text)
-  from pg_trigger t join pg_proc p on p.oid = t.tgfoid
- where p.pronamespace = to_regnamespace('appservice_bridge') and p.proname = any($1::text[])
-   and t.tgenabled = 'D'
 """
 
 DROP_SCHEMA: Final = """
@@ -88,7 +25,7 @@ drop schema appservice_bridge cascade
 """
 
 WAITING: Final = """
--- synapse.waiting: facts not yet delivered, counted cheaply, for the homeserver waits meanwhile
+-- synapse.waiting: facts not yet delivered, counted cheaply: the homeserver may wait meanwhile
 select (select count(*) from (select from appservice_bridge.capture_log limit 100000) c)
      + (select coalesce(sum(h.position - l.acked_to), 0)
           from appservice_bridge.outbox_head h join appservice_bridge.lane l using (appservice_id))
@@ -99,9 +36,21 @@ RUNNING_WORKER: Final = """
 select name from appservice_bridge.worker where alive_until > clock_timestamp() limit 1
 """
 
-QUOTED_ROLE: Final = """
--- synapse.quoted_role
-select quote_ident(current_user), quote_ident(current_database())
+REFUSE_WAITING: Final = f"""
+-- synapse.refuse_waiting: what came in since they were counted
+do $$
+begin
+    if ({WAITING}) > 0 then
+        raise exception 'facts wait';
+    end if;
+end
+$$
+"""
+
+SCHEMA_OWNER: Final = """
+-- synapse.schema_owner: null where this role may do what the owner may
+select quote_ident(pg_get_userbyid(nspowner)) from pg_namespace
+ where nspname = 'appservice_bridge' and not pg_has_role(nspowner, 'USAGE')
 """
 
 
@@ -115,23 +64,25 @@ class NotSynapseError(BridgeError):
         )
 
 
-class GrantsMissingError(BridgeError):
-    """The role lacks rights; the owner of the database must give them."""
-
-    def __init__(self, statements: list[str]) -> None:
-        lines = "".join(f"\n  {statement}" for statement in statements)
-        super().__init__(f"the owner of the homeserver's database must run first:{lines}")
-        self.statements = statements
-
-
 class TableBusyError(BridgeError):
-    """The homeserver's table stayed locked; nothing was changed, run the command again."""
+    """A table of the homeserver stayed locked; run the command again."""
 
-    def __init__(self) -> None:
+    def __init__(self, tables: str) -> None:
         super().__init__(
-            "public.device_inbox stayed locked by the homeserver's transactions; nothing was "
-            "changed, run the command again"
+            f"{tables} stayed locked by other DB transactions, and the homeserver is not made to "
+            "wait: run the command again"
         )
+
+
+class NotOwnerError(BridgeError):
+    """Another role made the bridge's tables, and only that one may remove them."""
+
+    def __init__(self, owner: str) -> None:
+        super().__init__(
+            f"schema appservice_bridge belongs to role {owner}: uninstall with a `database` that "
+            "connects as that role"
+        )
+        self.owner = owner
 
 
 class CaptureMissingError(BridgeError):
@@ -162,21 +113,6 @@ class FactsWaitError(BridgeError):
         self.waiting = waiting
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Right:
-    """A right that the capture needs.
-
-    Attributes:
-        kind: database, schema or table.
-        held: whether this role has it.
-    """
-
-    kind: str
-    name: str
-    privilege: str
-    held: bool
-
-
 async def require_synapse(conn: Connection) -> None:
     """Refuse a database without Synapse's tables.
 
@@ -185,51 +121,6 @@ async def require_synapse(conn: Connection) -> None:
     """
     if not await conn.fetchval(IS_SYNAPSE):
         raise NotSynapseError
-
-
-async def rights(conn: Connection) -> list[Right]:
-    """The rights that the capture needs, and whether they are held."""
-    return [Right(**row) for row in await conn.fetch(RIGHTS)]
-
-
-async def cleaning_rights(conn: Connection) -> list[Right]:
-    """The rights that cleaning the inbox needs on top of it, and whether they are held."""
-    return [Right(**row) for row in await conn.fetch(CLEANING_RIGHTS)]
-
-
-async def grants(conn: Connection, *, cleaning: bool) -> list[str]:
-    """GRANTs for the owner of the homeserver's database; with those for `cleaning` the inbox."""
-    needed = await rights(conn)
-    return await _statements(conn, needed + (await cleaning_rights(conn) if cleaning else []))
-
-
-async def revokes(conn: Connection) -> list[str]:
-    """The REVOKEs of what the bridge may have been granted."""
-    granted = [right for right in await cleaning_rights(conn) if right.held]
-    return await _statements(conn, await rights(conn) + granted, revoke=True)
-
-
-async def _statements(conn: Connection, of: Iterable[Right], *, revoke: bool = False) -> list[str]:
-    role, database = await conn.fetchrow(QUOTED_ROLE) or ("", "")
-    verb, to = ("REVOKE", "FROM") if revoke else ("GRANT", "TO")
-    statements = []
-    for right in of:
-        name = database if right.kind == "database" else right.name
-        statements.append(f"{verb} {right.privilege} ON {right.kind.upper()} {name} {to} {role};")
-    return statements
-
-
-async def require_rights(conn: Connection, *, deleting: bool) -> None:
-    """Refuse a role that could not install the capture, or not delete where it is told to.
-
-    Raises:
-        GrantsMissingError: with the statements that give the rights.
-    """
-    needed = await rights(conn)
-    if deleting:
-        needed += [one for one in await cleaning_rights(conn) if one.privilege == "DELETE"]
-    if lacking := [right for right in needed if not right.held]:
-        raise GrantsMissingError(await _statements(conn, lacking))
 
 
 async def users_page(conn: Connection, *, after: str, size: int) -> list[str]:
@@ -247,38 +138,25 @@ async def install(conn: Connection) -> list[str]:
     Raises:
         TableBusyError: no moment without a writer was found; run it again.
     """
-    functions = (schema_directory() / "synapse" / "capture.sql").read_text(encoding="utf-8")
-    if disabled := await conn.fetchval(DISABLED, list(FUNCTIONS)):
-
-        async def remove() -> None:
-            await _drop_functions(conn, disabled)
-
-        await _in_a_quiet_moment(conn, remove)
-    await conn.execute(functions)
-    missing = await missing_triggers(conn)
-    for trigger in missing:
-
-        async def create(trigger: Trigger = trigger) -> None:
-            # it waits for every writer: what is in the table then is the past
-            await conn.execute(trigger.create)
-            if trigger.table == "device_inbox":
-                await conn.execute(inbox.SET_FLOOR)
-
-        await _in_a_quiet_moment(conn, create)
-    return sorted({trigger.table for trigger in missing})
+    if capture.any_disabled(await _present(conn)):
+        await _in_a_quiet_moment(conn, capture.mend(), "a table with a disabled trigger")
+    await conn.execute(capture_functions())
+    needed = await missing_triggers(conn)
+    tables = sorted({trigger.table for trigger in needed})
+    for table in tables:
+        create = capture.attach(table, (one for one in needed if one.table == table))
+        await _in_a_quiet_moment(conn, create, table)
+    return tables
 
 
-async def _drop_functions(conn: Connection, functions: Iterable[str]) -> None:
-    """Drop functions, and with each its triggers: those may be on tables that are not ours."""
-    for function in functions:
-        await conn.execute(f"drop function if exists appservice_bridge.{function}() cascade")
+async def _present(conn: Connection) -> list[tuple[str, str, bool]]:
+    """Triggers of ours by table and name, and whether they fire."""
+    return [tuple(row) for row in await conn.fetch(capture.PRESENT)]
 
 
 async def missing_triggers(conn: Connection) -> list[Trigger]:
     """The triggers that are not there, or disabled."""
-    names, tables = [t.name for t in TRIGGERS], [t.table for t in TRIGGERS]
-    rows = await conn.fetch(MISSING_TRIGGERS, names, tables)
-    return [TRIGGERS[row["place"] - 1] for row in rows]
+    return capture.missing(await _present(conn))
 
 
 async def is_installed(conn: Connection) -> bool:
@@ -300,39 +178,48 @@ async def require_installed(conn: Connection) -> None:
 async def uninstall(conn: Connection, *, discard_backlog: bool, everything: bool) -> None:
     """Remove the capture; with `everything` the bridge's schema, too.
 
-    The facts are counted behind the lock that removing takes, so that none slips in between.
+    The facts are counted again behind the locks that removing takes, so that none slips in
+    between. A stop before the schema is dropped leaves it without the capture; the next run
+    drops it.
 
     Raises:
+        NotOwnerError: another role made it.
         WorkerRunsError: a worker still uses the schema that is to go.
         FactsWaitError: facts are not delivered, and they are not to be discarded.
         TableBusyError: no moment without a writer was found; nothing was changed.
     """
-    if not await conn.fetchval(migrations.SCHEMA_EXISTS):
+    if owner := await conn.fetchval(SCHEMA_OWNER):
+        raise NotOwnerError(owner)
+    if not await conn.fetchval(SCHEMA_EXISTS):
         return
     if everything and (name := await conn.fetchval(RUNNING_WORKER)):
         raise WorkerRunsError(name)
+    if not discard_backlog:
+        await _require_delivered(conn)
+    detach = capture.detach(refuse="" if discard_backlog else REFUSE_WAITING)
+    try:
+        await _in_a_quiet_moment(conn, detach, ", ".join(CAPTURED))
+    except asyncpg.RaiseError:  # one came in meanwhile, and the capture is still there
+        await _require_delivered(conn)
+        raise FactsWaitError(1) from None
+    if everything:
+        await conn.execute(DROP_SCHEMA)
 
-    async def remove() -> None:
-        await _drop_functions(conn, (*FUNCTIONS, "wake_intake"))
-        waiting = await conn.fetchval(WAITING)
-        if waiting and not discard_backlog:
-            raise FactsWaitError(waiting)
-        await conn.execute(inbox.FORGET_FLOOR)
-        if everything:
-            await conn.execute(DROP_SCHEMA)
 
-    await _in_a_quiet_moment(conn, remove)
+async def _require_delivered(conn: Connection) -> None:
+    if waiting := await conn.fetchval(WAITING):
+        raise FactsWaitError(waiting)
 
 
-async def _in_a_quiet_moment(conn: Connection, change: Callable[[], Awaitable[None]]) -> None:
+async def _in_a_quiet_moment(conn: Connection, change: str, tables: str) -> None:
     """Run DDL without ever making the homeserver wait behind us for more than 100 ms."""
-    for _ in range(TRIES):
+    for tries in range(capture.TRIES):
         try:
-            async with conn.transaction():
-                await conn.execute("set local lock_timeout = '100ms'")
-                await change()
-        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
-            await asyncio.sleep(0.1)
+            await conn.execute(change)
+        except asyncpg.PostgresError as error:
+            if error.sqlstate not in capture.BUSY:
+                raise
+            await asyncio.sleep(capture.rest_seconds(tries))
         else:
             return
-    raise TableBusyError
+    raise TableBusyError(tables)

@@ -9,9 +9,11 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from appservice_bridge.storage.migrations import known_migrations
+from appservice_bridge.blueprint.files import known_migrations
+from appservice_bridge.dev.postgres import EmbeddedPostgres
 from tests.support.bridge import Files, registration, write_files
 from tests.support.command import command
+from tests.support.dump import schema_dump
 from tests.support.facts import Connection, make_synapse_tables, send
 
 BOT = "@b_1:example.org"
@@ -89,14 +91,66 @@ async def test_a_role_with_the_printed_grants_installs_captures_and_uninstalls(
     assert code == 1
     assert "1 facts are not delivered yet" in err
     code, out, err = await command("uninstall", "--discard-backlog", "--all", *config)
-    assert (code, err) == (0, "")
-    revokes = [line for line in out.splitlines() if "REVOKE" in line]
-    assert len(revokes) == 20
-    assert any("REVOKE DELETE ON TABLE public.device_inbox" in line for line in revokes)
-    await synapse_owner.execute("\n".join(revokes))
+    assert (code, "20 grants are left" in err) == (1, True)
     assert await synapse_owner.fetchval("select to_regnamespace('appservice_bridge')") is None
     await send(synapse_owner, BOT, 2)
-    assert (await command("uninstall", "--all", *config))[0] == 0  # nothing is there to remove
+    _, last, *revokes = out.splitlines()
+    assert len([last, *revokes]) == 20
+    assert any("REVOKE DELETE ON TABLE public.device_inbox" in line for line in out.splitlines())
+    await synapse_owner.execute("\n".join(revokes))
+    code, out, _ = await command("uninstall", "--all", *config)
+    assert (code, out.splitlines()[1:]) == (1, [last])
+    await synapse_owner.execute(last)
+    code, out, err = await command("uninstall", "--all", *config)
+    assert (code, out.count("\n"), err) == (0, 1, "")
+    assert "nothing of the capture is left" in out
+
+
+async def put_up_and_taken_down(files: Files, homeserver: Connection) -> tuple[int, str, str]:
+    """The life of a capture: what the last command says."""
+    config = ("--config", str(files.config))
+    assert (await command("migrate", *config))[0] == 0
+    assert (await command("install", *config))[0] == 0
+    await send(homeserver, BOT, 1)
+    return await command("uninstall", "--discard-backlog", "--all", *config)
+
+
+async def test_a_role_of_its_own_leaves_the_database_as_it_was_when_the_owner_revoked(
+    synapse_owner: Connection, files: Files, postgres_server: EmbeddedPostgres, database: str
+) -> None:
+    before = schema_dump(postgres_server, database)
+    await grant_what_is_printed(synapse_owner, files)
+    code, out, _ = await put_up_and_taken_down(files, synapse_owner)
+    assert code == 1
+    assert schema_dump(postgres_server, database) != before  # the grants
+    revokes = [line for line in out.splitlines() if line.startswith("REVOKE")]
+    await synapse_owner.execute("\n".join(revokes))
+    assert schema_dump(postgres_server, database) == before
+
+
+async def test_the_owner_s_role_leaves_the_database_as_it_was_and_nothing_to_revoke(
+    synapse_owner: Connection, files: Files, postgres_server: EmbeddedPostgres, database: str
+) -> None:
+    owner = await synapse_owner.fetchval("select current_user::text")
+    await synapse_owner.execute("reset role")
+    await synapse_owner.execute(f"alter role {owner} login password 'secret'")
+    document = files.config.read_text()
+    files.config.write_text(document.replace(owner.replace("owner", "bridge"), owner))
+    await synapse_owner.execute(f"set role {owner}; grant select on users to {owner}")
+    before = schema_dump(postgres_server, database)
+    code, out, err = await put_up_and_taken_down(files, synapse_owner)
+    assert (code, out.count("\n"), err) == (0, 1, "")
+    assert schema_dump(postgres_server, database) == before
+
+
+async def test_who_did_not_make_the_schema_is_told_whose_it_is(
+    synapse_owner: Connection, files: Files
+) -> None:
+    owner = await synapse_owner.fetchval("select current_user::text")
+    await synapse_owner.execute("create schema appservice_bridge")
+    code, _, err = await command("uninstall", "--config", str(files.config))
+    assert code == 1
+    assert f"belongs to role {owner}: uninstall with a `database`" in err
 
 
 def with_delete_delivered(files: Files, choice: str) -> None:

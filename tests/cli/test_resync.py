@@ -7,8 +7,8 @@ import yaml
 
 from appservice_bridge.cli.context import owners
 from appservice_bridge.storage.database import Database
-from tests.cli.test_install import command
 from tests.support.bridge import Files, registration, write_files
+from tests.support.command import command
 from tests.support.facts import Connection
 from tests.support.memberships import begin, memberships, residents, told
 

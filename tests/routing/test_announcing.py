@@ -6,12 +6,12 @@ from importlib.resources.abc import Traversable
 import asyncpg
 import pytest
 
+from appservice_bridge.blueprint.files import schema_directory
 from appservice_bridge.routing import announcing
 from appservice_bridge.routing.announcing import announce, go_live
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.storage import foreign_users, registrations
 from appservice_bridge.storage.database import Database
-from appservice_bridge.storage.migrations import schema_directory
 from tests.support.facts import Connection, attach, outbox, send
 from tests.support.intake import nobody, registered
 

@@ -9,12 +9,12 @@ from typing import Any, Final
 import asyncpg
 import pytest
 
-from appservice_bridge.storage import migrations
+from appservice_bridge.blueprint import files
+from appservice_bridge.blueprint.files import known_migrations
+from appservice_bridge.blueprint.versions import RECORD, SchemaTooNewError
 from appservice_bridge.storage.database import Connection, connect
 from appservice_bridge.storage.migrations import (
     SchemaOutdatedError,
-    SchemaTooNewError,
-    known_migrations,
     migrate,
     pending,
     require_current,
@@ -40,7 +40,7 @@ def schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A schema directory of the test's own, with this release's files in it."""
     for file in known_migrations().values():
         shutil.copy(str(file), tmp_path)
-    monkeypatch.setattr(migrations, "schema_directory", lambda: tmp_path)
+    monkeypatch.setattr(files, "schema_directory", lambda: tmp_path)
     return tmp_path
 
 
@@ -85,7 +85,7 @@ async def test_of_many_at_once_one_migrates_and_the_others_find_it_done(
 async def test_a_schema_from_a_newer_release_is_refused_and_left_alone(empty: Connection) -> None:
     await migrate(empty)
     newer = max(ALL) + 1
-    await empty.execute(migrations.RECORD, newer, f"{newer:04}_tomorrow.sql")
+    await empty.execute(RECORD, newer, f"{newer:04}_tomorrow.sql")
     before = await objects(empty)
     for refuses in (migrate, pending, require_current):
         with pytest.raises(SchemaTooNewError) as refused:

@@ -1,6 +1,6 @@
 """Who appends to the log and who listens for it name one channel."""
 
-from appservice_bridge.storage.migrations import schema_directory
+from appservice_bridge.blueprint.files import schema_directory
 from appservice_bridge.storage.notifications import CAPTURE
 
 

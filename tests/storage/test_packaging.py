@@ -9,27 +9,18 @@ from typing import Final
 
 import pytest
 
-from appservice_bridge.storage.migrations import schema_directory
+from appservice_bridge.blueprint.files import schema_directory
+from tests.support.wheel import PROJECT, built
 
-PROJECT: Final = Path(__file__).resolve().parents[2]
 FILES: Final = sorted(
     path.relative_to(PROJECT / "schema").as_posix()
     for path in (PROJECT / "schema").rglob("*")
     if path.is_file()
 )
 WHERE: Final = (
-    "from appservice_bridge.storage.migrations import known_migrations, schema_directory;"
+    "from appservice_bridge.blueprint.files import known_migrations, schema_directory;"
     "print(schema_directory()); print(*known_migrations())"
 )
-
-
-def built(target: str, directory: Path, source: Path = PROJECT) -> Path:
-    """The file that hatchling makes, without a network."""
-    code = f"from hatchling.build import build_{target} as build; print(build({str(directory)!r}))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=source, check=True, capture_output=True, text=True
-    )
-    return directory / done.stdout.split()[-1]
 
 
 def asked(cwd: Path, *path: Path) -> list[str]:

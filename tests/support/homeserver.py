@@ -144,7 +144,7 @@ def homeserver(
         server_name=SERVER,
         database=postgres.dsn(name),
         registration_shared_secret=SECRET,
-        registrations=_homeserver_copies(directory, appservices, relay),
+        registrations=write_registrations(directory, appservices, relay),
         native_encryption=native,
         python=python,
         log_level="WARNING",
@@ -188,7 +188,7 @@ def _execute(dsn: str, statement: str, *parameters: object) -> None:
         connection.close()
 
 
-def _homeserver_copies(
+def write_registrations(
     directory: Path, appservices: Sequence[Registered], relay: str | None
 ) -> list[Path]:
     """Write both copies of each registration; returns the homeserver's."""

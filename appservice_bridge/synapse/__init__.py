@@ -1,0 +1,3 @@
+from appservice_bridge.synapse.module import Module
+
+__all__ = ["Module"]
