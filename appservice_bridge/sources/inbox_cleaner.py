@@ -8,8 +8,9 @@ at before anything is deleted:
   when the device is deleted. So after an ack a row rests for GRACE_SECONDS; if it is gone then
   and its device is there, that device syncs. It is remembered, and nothing of it is touched
   again until it is deleted.
-- A row in sliding_sync_connections, which Synapse keeps while the device uses sliding sync, and
-  for a week after. Where that table is not there or may not be read, this says nothing.
+- A row in sliding_sync_connections. Synapse makes it when sliding sync told the device of a room,
+  and keeps it for a week after the last use. Where that table is not there or may not be read,
+  this says nothing.
 
 Nothing else in Synapse's database tells: last_seen and user_ips note requests of any kind, and of
 appservices' tokens none at all. What remains unknown: a device that synced only before the bridge

@@ -14,8 +14,9 @@ from appservice_bridge.cli.context import owners
 from appservice_bridge.routing.announcing import announce
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.sources.reconciler import reconcile_once
-from appservice_bridge.storage import inbox, synapse
+from appservice_bridge.storage import backfill, inbox, synapse
 from appservice_bridge.storage.database import Database
+from appservice_bridge.storage.repeats import InboxKey
 from tests.support.bridge import Files, registration, write_files
 from tests.support.command import command
 from tests.support.delivered import add_device
@@ -98,6 +99,18 @@ async def test_what_the_inbox_holds_from_before_is_delivered_in_order_behind_wha
     assert (await run(files, "bot"))[1].startswith("0 messages")
     counted = "select items from appservice_bridge.ledger where outcome = 'backfilled'"
     assert await pg.fetchval(counted) == 4
+
+
+async def test_rows_are_appended_in_the_order_of_the_stream_however_they_were_found(
+    pg: Connection, db: Database
+) -> None:
+    await make_synapse_tables(pg)
+    for n in (1, 2, 3):
+        await send(pg, BOT, n, n=n)
+    async with db.transaction() as conn:
+        assert await backfill.append(conn, [InboxKey(BOT, "DEV", n) for n in (3, 1, 2)]) == 3
+    rows = await pg.fetch("select stream_id from appservice_bridge.capture_log order by seq")
+    assert [row["stream_id"] for row in rows] == [1, 2, 3]
 
 
 async def test_it_delivers_once_also_when_what_was_routed_is_forgotten_in_between(
