@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import typer
 
 from appservice_bridge.cli.check import show
+from appservice_bridge.cli.embedded import reachable
 from appservice_bridge.cli.release import missing
 from appservice_bridge.config.faults import ConfigError
 from appservice_bridge.config.loading import Loaded, load
@@ -43,13 +44,14 @@ def finished(work: Coroutine[Any, Any, _Result]) -> _Result:
 
 async def with_connection(of: Loaded, work: Callable[[Connection], Awaitable[_Result]]) -> _Result:
     """Do some work on one connection to the bridge's database."""
-    conn = await connect(of.config.dsn())
-    try:
-        with named_errors():
-            return await work(conn)
-    finally:
-        with suppress(Exception):
-            await conn.close(timeout=2)
+    with reachable(of) as dsn:
+        conn = await connect(dsn)
+        try:
+            with named_errors():
+                return await work(conn)
+        finally:
+            with suppress(Exception):
+                await conn.close(timeout=2)
 
 
 def owners(of: Loaded) -> Owners:

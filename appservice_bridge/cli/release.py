@@ -5,7 +5,6 @@ from pathlib import Path
 
 from appservice_bridge.config.faults import Fault
 from appservice_bridge.config.loading import Loaded
-from appservice_bridge.config.model import EMBEDDED
 
 
 def missing(config: Path, of: Loaded) -> list[Fault]:
@@ -17,8 +16,6 @@ def missing(config: Path, of: Loaded) -> list[Fault]:
 
 
 def _asked_for_and_not_there(of: Loaded) -> Iterator[str]:
-    if of.config.database == EMBEDDED:
-        yield "database: embedded"
     if of.config.homeserver.capture == "polling":
         yield "homeserver.capture: polling"
     for registration in of.registrations:

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections.abc import Iterator
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import aiohttp
 import typer
@@ -11,6 +11,7 @@ import uvloop
 
 from appservice_bridge.cli.check import ConfigOption, show
 from appservice_bridge.cli.context import loaded, owners, with_connection
+from appservice_bridge.cli.embedded import embedded, reachable, require_running
 from appservice_bridge.cli.worker import Worker
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.delivery.connections import QuietConnector
@@ -19,6 +20,9 @@ from appservice_bridge.storage import migrations, synapse
 from appservice_bridge.storage.database import Database
 from appservice_bridge.storage.identity import current_epoch
 from appservice_bridge.telemetry import logs
+
+if TYPE_CHECKING:
+    from appservice_bridge.dev.postgres import EmbeddedPostgres
 
 
 def run(
@@ -38,7 +42,8 @@ def run(
     of = loaded(config)
     show((), of.warnings)
     try:
-        uvloop.run(_run(of, migrate=migrate))
+        with embedded(of) as server:
+            uvloop.run(_run(of, server, migrate=migrate))
     except* BridgeError as group:
         for error in _single(group):
             typer.echo(f"appservice-bridge: {error}", err=True)
@@ -53,7 +58,7 @@ def _single(group: BaseExceptionGroup[BridgeError]) -> Iterator[BridgeError]:
             yield error
 
 
-async def _run(of: Loaded, *, migrate: bool) -> None:
+async def _run(of: Loaded, server: "EmbeddedPostgres | None", *, migrate: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -63,8 +68,11 @@ async def _run(of: Loaded, *, migrate: bool) -> None:
         await with_connection(of, synapse.require_installed)
     no_limit = QuietConnector(limit=0)  # one request per lane is all there ever is
     no_cookies = aiohttp.DummyCookieJar()  # one appservice's would reach another on the same host
-    async with (
-        Database.open(of.config.dsn(), on_connect=current_epoch) as database,
-        aiohttp.ClientSession(connector=no_limit, cookie_jar=no_cookies) as session,
-    ):
-        await Worker(of, owners(of), database, session).run(stop)
+    with reachable(of) as dsn:
+        async with (
+            Database.open(dsn, on_connect=current_epoch) as database,
+            aiohttp.ClientSession(connector=no_limit, cookie_jar=no_cookies) as session,
+            asyncio.TaskGroup() as group,
+        ):
+            group.create_task(require_running(server, stop), name="embedded")
+            await Worker(of, owners(of), database, session).run(stop)
