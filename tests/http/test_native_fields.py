@@ -67,7 +67,7 @@ async def one_bot(
 
 @pytest.mark.parametrize("names", [TO_DEVICE[:1], TO_DEVICE[1:], TO_DEVICE, TO_DEVICE[::-1]])
 async def test_to_device_messages_are_taken_once_under_either_name_or_both(
-    database: str, tmp_path: Path, names: tuple[str, ...]
+    pg: "asyncpg.Connection[asyncpg.Record]", database: str, tmp_path: Path, names: tuple[str, ...]
 ) -> None:
     async with one_bot(tmp_path, database) as (bot, hs):
         both = [message(1), message(2), message(1)]  # the same again is another message
@@ -77,6 +77,8 @@ async def test_to_device_messages_are_taken_once_under_either_name_or_both(
         assert await hs.push("3", body(**{key: [message(9)] for key in names})) == 200
         await bot.until(lambda: 9 in numbers(bot))
     assert numbers(bot) == [1, 2, 1, 1, 9]
+    told = "select outcome from appservice_bridge.ledger where kind = 'to_device' order by 1"
+    assert [row["outcome"] for row in await pg.fetch(told)] == ["delivered", "routed"]
 
 
 async def test_what_only_one_of_both_names_holds_is_not_lost(database: str, tmp_path: Path) -> None:
