@@ -32,6 +32,7 @@ from appservice_bridge.routing.seeding import (
     Seeding,
     begin_following,
 )
+from appservice_bridge.sources.forgotten_events import ForgottenEvents
 from appservice_bridge.sources.inbox_cleaner import InboxCleaner
 from appservice_bridge.sources.membership_follower import run_membership_follower
 from appservice_bridge.sources.reconciler import run_reconciler
@@ -85,6 +86,7 @@ class Worker:
             session, homeserver.url, homeserver.server_name, homeserver.verify_keys
         )
         self._ingest = Ingest(database, owners, registrations, keys)
+        self._forgotten = ForgottenEvents(database, owners, session, of.config.homeserver.url)
         self._relay = Relay(
             database,
             registrations,
@@ -92,6 +94,7 @@ class Worker:
             PassThrough(session),
             self._waker,
             self._lanes.changed.set,
+            before_first=self._forgotten.before_first if self._reads_synapse() else None,
         )
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -133,6 +136,8 @@ class Worker:
                 if self._of.config.homeserver.capture != "none":
                     cleaner = InboxCleaner(self._database, self._owners, self._cleaned)
                     group.create_task(cleaner.run(stop), name="inbox-cleaner")
+                if self._reads_synapse():
+                    group.create_task(self._forgotten.run(stop), name="forgotten-events")
                 await stop.wait()
                 going_live.cancel()
                 self._intake.wake.set()  # so that it sees the stop now
@@ -141,6 +146,9 @@ class Worker:
             for site in sites:
                 await site.cleanup()
         log.info("worker.stopped")
+
+    def _reads_synapse(self) -> bool:
+        return self._of.config.homeserver.capture != "none"
 
     async def _go_live(self, appservice_ids: list[str]) -> None:
         while True:

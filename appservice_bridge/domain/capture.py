@@ -60,6 +60,13 @@ READ: Final = (
     "current_state_delta_stream",
     "current_state_events",
     "room_memberships",
+    "events",
+    "event_json",
+    "redactions",
+    "room_aliases",
+    "local_current_membership",
+    "appservice_stream_position",
+    "application_services_state",
     *CAPTURED,
 )
 """Tables of Synapse's that the bridge reads."""

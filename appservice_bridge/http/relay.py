@@ -1,6 +1,6 @@
 """What the homeserver takes for the appservice: the whole Application Service API."""
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 from secrets import compare_digest
 from typing import Final
 
@@ -21,6 +21,7 @@ from appservice_bridge.storage.ledger import LedgerKey
 log = structlog.get_logger(__name__)
 
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+MOST_CONNECTIONS: Final = 10_000  # remembered; a connection forgotten costs a second look
 _ROOT: Final = "/appservice/{appservice_id:[^/]+}"
 _TRANSACTION: Final = "/transactions/{txn_id:(?s:.+)}"
 _QUERIES: Final = (
@@ -46,6 +47,7 @@ class Relay:
         pass_through: PassThrough,
         waker: HomeserverWaker,
         on_rest_ended: Callable[[], None],
+        before_first: Callable[[str, bytes], Awaitable[None]] | None = None,
     ) -> None:
         self._database = database
         self._registrations = registrations
@@ -53,6 +55,8 @@ class Relay:
         self._pass_through = pass_through
         self._waker = waker
         self._on_rest_ended = on_rest_ended
+        self._before_first = before_first
+        self._connections: set[tuple[str, object]] = set()
 
     def application(self) -> web.Application:
         """The routes, below `/appservice/{id}`."""
@@ -88,6 +92,8 @@ class Relay:
         except web.RequestPayloadError:
             await self._bury(registration.id, "cannot be decompressed")
             return
+        if self._before_first is not None and self._is_first(registration.id, request):
+            await self._before_first(registration.id, body)
         txn_id = request.match_info["txn_id"]
         async with self._database.transaction() as conn:
             fresh = await capture_log.append_transaction(
@@ -97,6 +103,20 @@ class Relay:
                 key = LedgerKey(registration.id, CapturedKind.TRANSACTION, "repeated")
                 await ledger.count(conn, {key: 1})
         log.debug("relay.stored", appservice=registration.id, bytes=len(body), fresh=fresh)
+
+    def _is_first(self, appservice_id: str, request: web.Request) -> bool:
+        """Whether nothing came for the appservice on this connection before.
+
+        A homeserver that was restarted begins with a new one; a proxy in between may hide that.
+        """
+        transport = request.transport
+        peer = None if transport is None else transport.get_extra_info("peername")
+        if (appservice_id, peer) in self._connections:
+            return False
+        if len(self._connections) >= MOST_CONNECTIONS:
+            self._connections.clear()
+        self._connections.add((appservice_id, peer))
+        return True
 
     async def _bury(self, appservice_id: str, reason: str) -> None:
         kind = CapturedKind.TRANSACTION

@@ -1,0 +1,294 @@
+"""Synapse's room events compared with what came from it, and what it forgot put into the log."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.domain.room_interest import Member, MembershipChange, Room, RoomEvent
+from appservice_bridge.storage.database import Connection
+
+LONGEST_LOG: Final = 1000  # rows; behind more of them nobody looks for what may be in them
+
+READABLE: Final = """
+-- room_events.readable: has_table_privilege knows no table by null
+select bool_and(coalesce(has_table_privilege(to_regclass('public.' || name), 'SELECT'), false))
+  from unnest(array['events', 'appservice_stream_position', 'application_services_state',
+                    'local_current_membership', 'current_state_delta_stream', 'room_memberships',
+                    'room_aliases', 'event_json', 'redactions']) as name
+"""
+
+POSITION: Final = """
+-- room_events.position: up to where Synapse has handed events to its own sender, and the last one
+select (select coalesce(max(stream_ordering), 0) from public.appservice_stream_position),
+       (select coalesce(max(stream_ordering), 0) from public.events)
+"""
+
+CURSORS: Final = """
+-- room_events.cursors
+select appservice_id, settled from event_cursor
+"""
+
+START_CURSORS: Final = """
+-- room_events.start_cursors: at the present, for those that the homeserver has sent anything
+insert into event_cursor (appservice_id, settled)
+select of.appservice_id, $2
+  from unnest($1::text[]) as of(appservice_id)
+ where exists (select from relayed r where r.appservice_id = of.appservice_id)
+on conflict do nothing
+"""
+
+FORGET_CURSORS: Final = """
+-- room_events.forget_cursors: what is registered again starts at the present again
+delete from event_cursor c
+ where not exists (select from appservice a where a.appservice_id = c.appservice_id)
+"""
+
+UNSEEN: Final = """
+-- room_events.unseen: Synapse sends no rejected event; a dummy holds nothing, and no user sees it
+select e.stream_ordering, e.event_id, e.room_id, e.type, e.sender, e.state_key
+  from public.events e
+ where e.stream_ordering > $2 and e.stream_ordering <= $3 and e.rejection_reason is null
+   and e.type <> 'org.matrix.dummy_event'
+   and not exists (select from seen_event s
+                    where s.appservice_id = $1
+                      and s.event_digest = sha256(convert_to(e.event_id, 'UTF8')))
+ order by e.stream_ordering
+ limit $4
+"""
+
+UNSEEN_IN_ROOMS: Final = """
+-- room_events.unseen_in_rooms: those of a room that came before what of it is in $2
+with first as (select room_id, min(stream_ordering) as stream_ordering
+                 from public.events where event_id = any($2::text[]) group by room_id)
+select e.stream_ordering, e.event_id, e.room_id, e.type, e.sender, e.state_key
+  from event_cursor c, first f
+  join public.events e on e.room_id = f.room_id and e.stream_ordering < f.stream_ordering
+ where c.appservice_id = $1 and e.stream_ordering > c.settled and e.rejection_reason is null
+   and e.type <> 'org.matrix.dummy_event'
+   and not exists (select from seen_event s
+                    where s.appservice_id = $1
+                      and s.event_digest = sha256(convert_to(e.event_id, 'UTF8')))
+ order by e.stream_ordering
+ limit $3
+"""
+
+LOCAL_MEMBERS: Final = """
+-- room_events.local_members
+select room_id, user_id, membership = 'join' as joined
+  from public.local_current_membership where room_id = any($1::text[])
+"""
+
+MEMBERSHIP_CHANGES: Final = """
+-- room_events.membership_changes: no event where the server left, nor the first time
+select d.room_id, d.state_key as user_id, d.stream_id as stream_ordering,
+       coalesce(was.membership = 'join', false) as joined_before,
+       coalesce(became.membership = 'join', false) as joined_after
+  from public.current_state_delta_stream d
+  left join public.room_memberships was on was.event_id = d.prev_event_id
+  left join public.room_memberships became on became.event_id = d.event_id
+ where d.stream_id > $2 and d.room_id = any($1::text[]) and d.type = 'm.room.member'
+ order by d.stream_id
+"""
+
+ALIASES: Final = """
+-- room_events.aliases
+select room_id, room_alias from public.room_aliases where room_id = any($1::text[])
+"""
+
+HOLDING: Final = """
+-- room_events.holding: what speaks for and against Synapse's still having what is at most $2
+select coalesce((select state = 'down' from public.application_services_state
+                  where as_id = $1), false) as resting,
+       exists (select from relayed r
+                where r.received_at > clock_timestamp() - make_interval(secs => $3)
+                  and r.appservice_id = $1) as sending,
+       exists (select from (select event_id from public.events where stream_ordering > $2
+                             order by stream_ordering limit 1000) e
+                 join seen_event s on s.appservice_id = $1
+                  and s.event_digest = sha256(convert_to(e.event_id, 'UTF8'))) as overtaken
+"""
+
+STORED: Final = """
+-- room_events.stored: plain is what Synapse shows as it is stored, to whoever may see it
+select j.json, redacted.so as redacted,
+       not redacted.so and position('"soft_failed":true' in j.internal_metadata) = 0
+       and e.type <> 'm.room.redaction' as plain
+  from public.events e
+  join public.event_json j using (event_id)
+ cross join lateral (select exists (select from public.redactions r
+                                     where r.redacts = e.event_id) as so) redacted
+ where e.event_id = $1
+"""
+
+LOG_IS_LONG: Final = """
+-- room_events.log_is_long
+select count(*) > $1 from (select from capture_log limit $1 + 1) l
+"""
+
+IN_LOG: Final = """
+-- room_events.in_log: events that came and that intake has not looked at yet
+select w.event_id from unnest($2::text[]) as w(event_id)
+ where exists (select from capture_log c
+                where c.appservice_id = $1
+                  and position(convert_to(w.event_id, 'UTF8') in c.body) > 0)
+"""
+
+RAISE_CURSOR: Final = """
+-- room_events.raise_cursor
+update event_cursor set settled = $3 where appservice_id = $1 and settled = $2
+"""
+
+APPEND: Final = """
+-- room_events.append
+insert into capture_log (kind, appservice_id, body) values ('transaction', $1, $2)
+"""
+
+
+class CursorMovedError(BridgeError):
+    """Another worker compared these events; roll back, and look again."""
+
+    def __init__(self, appservice_id: str) -> None:
+        super().__init__(f"the events of {appservice_id} were compared by another worker")
+        self.appservice_id = appservice_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """What speaks for and against Synapse's still holding events that did not come.
+
+    Attributes:
+        resting: it has put them into its database and will send them, but rests after a failure.
+        sending: something came from it a moment ago.
+        overtaken: something later came. Synapse sends in order, so it holds nothing earlier.
+    """
+
+    resting: bool
+    sending: bool
+    overtaken: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """An event as Synapse stores it.
+
+    Attributes:
+        json: what goes over federation, and what Synapse noted in its `unsigned`.
+        redacted: a redaction of it is there, allowed or not.
+        plain: neither redacted nor soft-failed, and no redaction itself.
+    """
+
+    json: str = field(repr=False)
+    redacted: bool
+    plain: bool
+
+
+async def readable(conn: Connection) -> bool:
+    """Whether this role may read what is compared; a grant may be missing after an upgrade."""
+    return bool(await conn.fetchval(READABLE))
+
+
+async def position(conn: Connection) -> tuple[int, int]:
+    """Up to where Synapse handed events to its own sender, and the last event that there is."""
+    [(handed_over, latest)] = await conn.fetch(POSITION)
+    return handed_over, latest
+
+
+async def cursors(conn: Connection) -> dict[str, int]:
+    """Up to where each appservice's events were compared."""
+    rows = await conn.fetch(CURSORS)
+    return {row["appservice_id"]: row["settled"] for row in rows}
+
+
+async def start_cursors(conn: Connection, appservice_ids: Sequence[str], *, at: int) -> None:
+    """Start at the present where the homeserver has sent anything, and nothing is compared yet."""
+    await conn.execute(START_CURSORS, appservice_ids, at)
+
+
+async def forget_cursors(conn: Connection) -> None:
+    """Forget how far the events of appservices were compared that are registered no longer."""
+    await conn.execute(FORGET_CURSORS)
+
+
+async def unseen(
+    conn: Connection, appservice_id: str, *, after: int, to: int, limit: int
+) -> list[RoomEvent]:
+    """Events of a slice, whoever they interest, that never came for the appservice; ascending."""
+    rows = await conn.fetch(UNSEEN, appservice_id, after, to, limit)
+    return [RoomEvent(**row) for row in rows]
+
+
+async def unseen_before(
+    conn: Connection, appservice_id: str, event_ids: Sequence[str], *, limit: int
+) -> list[RoomEvent]:
+    """Events above the cursor that never came, earlier than these and in the same room."""
+    rows = await conn.fetch(UNSEEN_IN_ROOMS, appservice_id, event_ids, limit)
+    return [RoomEvent(**row) for row in rows]
+
+
+async def rooms(conn: Connection, room_ids: Sequence[str], *, after: int) -> dict[str, Room]:
+    """Aliases and local members of rooms; memberships reach back to just behind `after`."""
+    changes: defaultdict[tuple[str, str], list[MembershipChange]] = defaultdict(list)
+    for row in await conn.fetch(MEMBERSHIP_CHANGES, room_ids, after):
+        room_id, user_id, stream_ordering, before, became = row
+        changes[room_id, user_id].append(
+            MembershipChange(
+                stream_ordering=stream_ordering, joined_before=before, joined_after=became
+            )
+        )
+    current = {(r, u): joined for r, u, joined in await conn.fetch(LOCAL_MEMBERS, room_ids)}
+    members: defaultdict[str, list[Member]] = defaultdict(list)
+    for key in sorted(current.keys() | changes.keys()):
+        members[key[0]].append(
+            Member(user_id=key[1], joined=current.get(key, False), changes=changes.get(key, ()))
+        )
+    aliases: defaultdict[str, list[str]] = defaultdict(list)
+    for room_id, alias in await conn.fetch(ALIASES, room_ids):
+        aliases[room_id].append(alias)
+    return {id_: Room(members=members[id_], aliases=aliases[id_]) for id_ in room_ids}
+
+
+async def holding(
+    conn: Connection, appservice_id: str, *, bound: int, quiet_seconds: float
+) -> Holding:
+    """What is known of Synapse's queue for events up to `bound`."""
+    [row] = await conn.fetch(HOLDING, appservice_id, bound, quiet_seconds)
+    return Holding(**row)
+
+
+async def log_is_long(conn: Connection) -> bool:
+    """Whether intake is far behind, so that what came can not be told from what did not."""
+    return bool(await conn.fetchval(LOG_IS_LONG, LONGEST_LOG))
+
+
+async def waiting_in_log(
+    conn: Connection, appservice_id: str, event_ids: Sequence[str]
+) -> set[str]:
+    """Which of these came, and intake has yet to look at them; not for a long log."""
+    rows = await conn.fetch(IN_LOG, appservice_id, event_ids)
+    return {row["event_id"] for row in rows}
+
+
+async def stored(conn: Connection, event_id: str) -> Stored | None:
+    """An event as Synapse stores it; None: no such event."""
+    row = await conn.fetchrow(STORED, event_id)
+    return None if row is None else Stored(**row)
+
+
+async def raise_cursor(conn: Connection, appservice_id: str, *, at: int, to: int) -> None:
+    """All events up to `to` came, or are put into the log by this DB transaction.
+
+    Raises:
+        CursorMovedError: the cursor is not `at` any more.
+    """
+    if await conn.execute(RAISE_CURSOR, appservice_id, at, to) != "UPDATE 1":
+        raise CursorMovedError(appservice_id)
+
+
+async def append(conn: Connection, appservice_id: str, events: Sequence[bytes]) -> None:
+    """Append events as if the homeserver had sent them in one transaction; intake tells repeats.
+
+    Only in a DB transaction that has written before: a gap in the log is settled by its id.
+    """
+    await conn.execute(APPEND, appservice_id, b'{"events":[' + b",".join(events) + b"]}")

@@ -1,0 +1,506 @@
+"""What Synapse committed is compared with what came; only what it cannot hold is recovered."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from appservice_bridge.domain.owners import Owners
+from appservice_bridge.domain.registration import Namespace, Registration
+from appservice_bridge.domain.room_interest import (
+    Member,
+    MembershipChange,
+    Room,
+    RoomEvent,
+    RoomInterest,
+)
+from appservice_bridge.routing.intake import Intake
+from appservice_bridge.sources.event_reader import HomeserverAwayError
+from appservice_bridge.sources.forgotten_events import ForgottenEvents
+from appservice_bridge.storage import capture_log, room_events
+from appservice_bridge.storage.database import Database, RefusedRowError
+from tests.support.facts import Connection, make_synapse_tables
+from tests.support.intake import registered
+
+SERVER = "example.org"
+PUPPET = f"@b_1:{SERVER}"
+ROOM = "!room"
+
+
+@dataclass(kw_only=True)
+class Shown:
+    """Stands for the homeserver's /event: what it shows to whom, or how it fails."""
+
+    url: str = ""
+    events: dict[str, dict[str, Any]] = field(default_factory=dict)
+    asked: list[str | None] = field(default_factory=list)
+    fails: tuple[int, str] | None = None
+
+    async def handle(self, request: web.Request) -> web.Response:
+        self.asked.append(request.query.get("user_id"))
+        if self.fails is not None:
+            return web.Response(status=self.fails[0], text=self.fails[1])
+        event = self.events.get(request.match_info["event_id"])
+        if event is None:
+            return web.json_response({"errcode": "M_NOT_FOUND", "error": ""}, status=404)
+        return web.json_response(event)
+
+
+@pytest.fixture
+async def shown() -> AsyncIterator[Shown]:
+    one = Shown()
+    app = web.Application()
+    app.router.add_get("/_matrix/client/v3/rooms/{room_id}/event/{event_id}", one.handle)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    one.url = f"http://{host}:{port}"
+    yield one
+    await runner.cleanup()
+
+
+@dataclass(kw_only=True)
+class Lab:
+    """Synapse's tables, a finder, and what the appservice would get."""
+
+    pg: Connection
+    intake: Intake
+    shown: Shown
+    db: Database
+    session: aiohttp.ClientSession
+    owners: Owners
+
+    def finder(self, *, quiet: float = 0.0, resting: float = 0.0) -> ForgottenEvents:
+        return ForgottenEvents(
+            self.db,
+            self.owners,
+            self.session,
+            self.shown.url,
+            quiet_seconds=quiet,
+            resting_seconds=resting,
+        )
+
+    async def say(self, at: int, *, room: str = ROOM, kind: str = "m.x", shows: bool = True) -> str:
+        """An event that Synapse has committed."""
+        event_id = f"${at}"
+        await self.pg.execute(
+            "insert into public.events (stream_ordering, topological_ordering, event_id, type,"
+            " room_id, processed, outlier, sender)"
+            " values ($1, $1, $2, $4, $3, true, false, '@alice:example.org')",
+            at,
+            event_id,
+            room,
+            kind,
+        )
+        if shows:
+            self.shown.events[event_id] = {
+                "event_id": event_id,
+                "type": kind,
+                "content": {"n": at},
+                "unsigned": {"membership": "join", "age": 1},
+            }
+        return event_id
+
+    async def reach(self, position: int) -> None:
+        """Synapse has handed all up to here to its own sender."""
+        await self.pg.execute(
+            "update public.appservice_stream_position set stream_ordering = $1", position
+        )
+
+    async def relayed(self, *event_ids: str) -> None:
+        """A transaction of the homeserver, long enough ago."""
+        body = json.dumps({"events": [{"event_id": one} for one in event_ids]}).encode()
+        async with self.db.transaction() as conn:
+            await capture_log.append_transaction(conn, "bot", txn_id=str(event_ids), body=body)
+        await self.intake.consume_once()
+        await self.pg.execute(
+            "update appservice_bridge.relayed set received_at = now() - interval '1 hour'"
+        )
+
+    async def got(self) -> list[str]:
+        """Event ids in the outbox, in order."""
+        while not (await self.intake.consume_once()).done:
+            pass
+        rows = await self.pg.fetch("select payload from appservice_bridge.outbox order by position")
+        return [json.loads(row["payload"])["event_id"] for row in rows]
+
+    async def counted(self, outcome: str) -> int:
+        found = await self.pg.fetchval(
+            "select coalesce(sum(items), 0)::int from appservice_bridge.ledger"
+            " where kind = 'event' and outcome = $1",
+            outcome,
+        )
+        return int(found)
+
+    async def cursor(self) -> int | None:
+        query = "select settled from appservice_bridge.event_cursor where appservice_id = 'bot'"
+        settled: int | None = await self.pg.fetchval(query)
+        return settled
+
+
+@pytest.fixture
+async def lab(pg: Connection, db: Database, intake: Intake, shown: Shown) -> AsyncIterator[Lab]:
+    """A room that the puppet has joined, of which the first event came; the cursor is at 1."""
+    await make_synapse_tables(pg)
+    await pg.execute(
+        "insert into public.local_current_membership (room_id, user_id, event_id, membership)"
+        " values ($1, $2, '$join', 'join')",
+        ROOM,
+        PUPPET,
+    )
+    async with aiohttp.ClientSession() as session:
+        owners = registered(("bot", "@b_.*"))
+        one = Lab(pg=pg, intake=intake, shown=shown, db=db, session=session, owners=owners)
+        await one.say(1)
+        await one.relayed("$1")
+        await one.reach(1)
+        await one.finder().look_once()
+        assert await one.cursor() == 1
+        yield one
+
+
+async def test_what_synapse_forgot_is_recovered_once_and_in_its_order(lab: Lab) -> None:
+    for at in (4, 2, 3):
+        await lab.say(at)
+    await lab.reach(4)
+    assert await lab.finder().look_once() == 3
+    assert await lab.finder().look_once() == 0
+    assert await lab.got() == ["$1", "$2", "$3", "$4"]
+    assert (await lab.counted("recovered"), await lab.cursor()) == (3, 4)
+    assert set(lab.shown.asked) == {PUPPET}
+
+
+async def test_what_is_of_the_reader_is_not_passed_on(lab: Lab) -> None:
+    await lab.say(2)
+    await lab.reach(2)
+    await lab.finder().look_once()
+    await lab.got()
+    payload = await lab.pg.fetchval(
+        "select payload from appservice_bridge.outbox order by position desc limit 1"
+    )
+    assert json.loads(payload)["unsigned"] == {"age": 1}
+
+
+async def test_what_synapse_has_not_come_to_is_its_own_to_send(lab: Lab) -> None:
+    await lab.say(2)
+    assert await lab.finder(quiet=60).look_once() == 0
+    assert (await lab.got(), await lab.cursor()) == (["$1"], 1)
+
+
+async def test_what_synapse_never_comes_to_is_recovered_and_its_copy_is_a_repeat(lab: Lab) -> None:
+    await lab.say(2)
+    finder = lab.finder()
+    assert await finder.look_once() == 1
+    assert await lab.cursor() == 1
+    assert await finder.look_once() == 0
+    await lab.relayed("$2")
+    assert await lab.got() == ["$1", "$2"]
+    assert await lab.counted("repeated") == 1
+
+
+async def test_nothing_is_recovered_before_it_was_quiet_for_a_while(lab: Lab) -> None:
+    await lab.say(2)
+    await lab.reach(2)
+    finder = lab.finder(quiet=0.5)
+    assert await finder.look_once() == 0
+    await asyncio.sleep(0.6)
+    await lab.pg.execute("update appservice_bridge.relayed set received_at = clock_timestamp()")
+    assert await finder.look_once() == 0  # it is sending
+    await asyncio.sleep(0.6)
+    assert await finder.look_once() == 1
+
+
+async def test_what_something_later_has_overtaken_is_recovered_at_once(lab: Lab) -> None:
+    await lab.say(2)
+    await lab.reach(2)
+    finder = lab.finder(quiet=60)
+    assert await finder.look_once() == 0
+    await lab.say(3)
+    await lab.reach(3)
+    await lab.relayed("$3")
+    assert await finder.look_once() == 1
+    assert await lab.got() == ["$1", "$3", "$2"]
+
+
+async def test_while_synapse_rests_it_holds_what_did_not_come(lab: Lab) -> None:
+    await lab.say(2)
+    await lab.reach(2)
+    await lab.pg.execute(
+        "insert into public.application_services_state (as_id, state) values ('bot', 'down')"
+    )
+    finder = lab.finder(resting=0.5)
+    assert await finder.look_once() == 0
+    await asyncio.sleep(0.6)
+    assert await finder.look_once() == 1  # but not for ever
+
+
+async def test_what_waits_in_the_log_has_come(lab: Lab) -> None:
+    await lab.say(2)
+    await lab.reach(2)
+    async with lab.db.transaction() as conn:
+        body = b'{"events":[{"event_id":"$2"}]}'
+        await capture_log.append_transaction(conn, "bot", txn_id="2", body=body)
+    await lab.pg.execute("update appservice_bridge.relayed set received_at = '2020-01-01'")
+    assert await lab.finder().look_once() == 0
+    assert await lab.counted("recovered") == 0
+    assert await lab.got() == ["$1", "$2"]
+
+
+async def test_rejected_events_and_dummies_and_rooms_of_others_are_none_of_ours(lab: Lab) -> None:
+    await lab.say(2)
+    await lab.pg.execute("update public.events set rejection_reason = 'auth' where event_id = '$2'")
+    await lab.say(3, kind="org.matrix.dummy_event")
+    await lab.say(4, room="!elsewhere")
+    await lab.reach(4)
+    assert await lab.finder().look_once() == 0
+    assert (await lab.cursor(), lab.shown.asked) == (4, [])
+
+
+async def test_without_a_transaction_nobody_knows_that_the_relay_is_used(
+    lab: Lab,
+) -> None:
+    lab.owners = registered(("bot", "@b_.*"), ("other", "@b_.*"))
+    await lab.say(2)
+    await lab.reach(2)
+    await lab.finder().look_once()
+    rows = await lab.pg.fetch("select appservice_id from appservice_bridge.event_cursor")
+    assert [row["appservice_id"] for row in rows] == ["bot"]
+
+
+@pytest.mark.parametrize(
+    "fails",
+    [
+        (502, "bad gateway"),
+        (404, "<html>no such container</html>"),
+        (401, '{"errcode": "M_UNKNOWN_TOKEN"}'),
+        (404, '{"errcode": "M_UNRECOGNIZED"}'),
+        (200, "{}"),
+    ],
+)
+async def test_a_homeserver_that_cannot_answer_is_asked_again(
+    lab: Lab, fails: tuple[int, str]
+) -> None:
+    await lab.say(2)
+    await lab.reach(2)
+    lab.shown.fails = fails
+    with pytest.raises(HomeserverAwayError):
+        await lab.finder().look_once()
+    assert (await lab.got(), await lab.cursor()) == (["$1"], 1)
+    lab.shown.fails = None
+    assert await lab.finder().look_once() == 1
+    assert await lab.got() == ["$1", "$2"]
+
+
+async def test_what_nobody_is_shown_is_one_dead_letter_that_names_it(lab: Lab) -> None:
+    await lab.say(2, shows=False)
+    await lab.say(3)
+    await lab.reach(3)
+    assert await lab.finder().look_once() == 1
+    assert await lab.finder().look_once() == 0
+    rows = await lab.pg.fetch("select * from appservice_bridge.dead_letter")
+    assert [(row["appservice_id"], row["payload"]) for row in rows] == [("bot", None)]
+    assert "$2" in rows[0]["reason"]
+    assert await lab.got() == ["$1", "$3"]
+    assert await lab.counted("unrecoverable") == 1
+    assert lab.shown.asked.count(None) == 1  # at last the sender itself was asked for
+
+
+async def test_a_redaction_of_what_is_not_here_is_kept_back_from_everyone(lab: Lab) -> None:
+    await lab.say(2, kind="m.room.redaction", shows=False)
+    await lab.reach(2)
+    assert await lab.finder().look_once() == 0
+    assert (await lab.counted("withheld"), await lab.counted("unrecoverable")) == (1, 0)
+    assert await lab.cursor() == 2
+
+
+async def test_an_invite_that_nobody_is_shown_is_read_where_it_is_stored(lab: Lab) -> None:
+    await lab.say(2, room="!private", kind="m.room.member", shows=False)
+    await lab.pg.execute("update public.events set state_key = $1 where event_id = '$2'", PUPPET)
+    pdu = {
+        "type": "m.room.member",
+        "sender": "@alice:example.org",
+        "state_key": PUPPET,
+        "content": {"membership": "invite", "reason": "secret"},
+        "origin_server_ts": 5,
+        "depth": 3,
+        "unsigned": {"invite_room_state": [{"type": "m.room.name"}], "age_ts": 5},
+    }
+    await lab.pg.execute(
+        "insert into public.event_json (event_id, room_id, internal_metadata, json)"
+        " values ('$2', '!private', '{}', $1)",
+        json.dumps(pdu),
+    )
+    await lab.reach(2)
+    assert await lab.finder().look_once() == 1
+    assert await lab.got() == ["$1", "$2"]
+    event = json.loads(
+        await lab.pg.fetchval(
+            "select payload from appservice_bridge.outbox order by position desc limit 1"
+        )
+    )
+    assert event["content"] == {"membership": "invite", "reason": "secret"}
+    assert event["invite_room_state"] == [{"type": "m.room.name"}]
+    assert event["room_id"] == "!private"
+    assert "depth" not in event
+
+
+async def test_of_a_redacted_invite_only_the_membership_is_left(lab: Lab) -> None:
+    await test_an_invite_that_nobody_is_shown_is_read_where_it_is_stored(lab)
+    await lab.pg.execute("insert into public.redactions (event_id, redacts) values ('$9', '$2')")
+    await lab.pg.execute("delete from appservice_bridge.seen_event where true")
+    await lab.pg.execute("update appservice_bridge.event_cursor set settled = 1")
+    assert await lab.finder().look_once() == 1
+    await lab.got()
+    payload = await lab.pg.fetchval(
+        "select payload from appservice_bridge.outbox order by position desc limit 1"
+    )
+    assert json.loads(payload)["content"] == {"membership": "invite"}
+
+
+async def test_dying_before_the_commit_leaves_everything_to_be_found_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await lab.say(2)
+    await lab.reach(2)
+
+    async def die(*_: object) -> None:
+        raise RefusedRowError("dies here")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(room_events, "append", die)
+        with pytest.raises(RefusedRowError):
+            await lab.finder().look_once()
+    assert (await lab.cursor(), await lab.counted("recovered")) == (1, 0)
+    assert await lab.finder().look_once() == 1
+    assert await lab.got() == ["$1", "$2"]
+
+
+async def test_of_two_workers_one_recovers(lab: Lab) -> None:
+    for at in range(2, 40):
+        await lab.say(at)
+    await lab.reach(39)
+    found = await asyncio.gather(lab.finder().look_once(), lab.finder().look_once())
+    assert sorted(found) == [0, 38]
+    assert await lab.got() == [f"${at}" for at in range(1, 40)]
+
+
+async def test_more_than_a_slice_is_compared_in_one_round(lab: Lab) -> None:
+    await lab.pg.execute(
+        "insert into public.events (stream_ordering, topological_ordering, event_id, type,"
+        " room_id, processed, outlier, sender)"
+        " select n, n, '$' || n, 'm.x', '!elsewhere', true, false, '@alice:example.org'"
+        "   from generate_series(2, 2500) as n"
+    )
+    for at in range(2501, 2651):
+        await lab.say(at)
+    await lab.reach(2650)
+    assert await lab.finder().look_once() == 150
+    assert await lab.got() == ["$1", *(f"${at}" for at in range(2501, 2651))]
+
+
+async def test_what_a_room_lost_goes_before_the_first_transaction_that_speaks_of_it(
+    lab: Lab,
+) -> None:
+    await lab.say(2)
+    await lab.say(3, room="!elsewhere")
+    await lab.say(4)
+    body = b'{"events":[{"event_id":"$4"}]}'
+    await lab.finder(quiet=60).before_first("bot", body)
+    assert await lab.got() == ["$1", "$2"]
+    assert await lab.cursor() == 1
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"events": 1}', b'{"events": [{}]}', b"\xff"])
+async def test_a_first_transaction_that_cannot_be_read_is_let_through(
+    lab: Lab, body: bytes
+) -> None:
+    await lab.finder().before_first("bot", body)
+
+
+async def test_a_homeserver_that_hangs_holds_a_first_transaction_up_for_a_second_at_most(
+    lab: Lab,
+) -> None:
+    await lab.say(2)
+    await lab.say(3)
+
+    async def hang(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(30)
+        writer.close()
+
+    server = await asyncio.start_server(hang, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    lab.shown.url = f"http://{host}:{port}"
+    async with asyncio.timeout(5):
+        await lab.finder().before_first("bot", b'{"events":[{"event_id":"$3"}]}')
+    server.close()
+    assert await lab.got() == ["$1"]
+
+
+BOT = Registration(
+    id="bot",
+    url="http://127.0.0.1:9",
+    as_token="as",
+    hs_token="hs",
+    sender_localpart="bot",
+    users=(Namespace(regex="@b_.*", exclusive=True),),
+    rooms=(Namespace(regex="!mine", exclusive=False),),
+    aliases=(Namespace(regex="#mine", exclusive=False),),
+    source="test",
+)
+ALICE = f"@alice:{SERVER}"
+LEFT = MembershipChange(stream_ordering=10, joined_before=True, joined_after=False)
+CAME = MembershipChange(stream_ordering=10, joined_before=False, joined_after=True)
+
+
+def event(at: int = 9, *, room: str = "!r", sender: str = ALICE, **more: Any) -> RoomEvent:
+    fields: dict[str, Any] = {"type": "m.x", "state_key": None} | more
+    return RoomEvent(stream_ordering=at, event_id="$1", room_id=room, sender=sender, **fields)
+
+
+def inside(user_id: str = PUPPET, *changes: MembershipChange, joined: bool = True) -> Room:
+    return Room(members=[Member(user_id=user_id, joined=joined, changes=changes)])
+
+
+@pytest.mark.parametrize(
+    ("what", "room", "wanted"),
+    [
+        (event(), Room(), False),
+        (event(), inside(), True),
+        (event(), inside(f"@bot:{SERVER}"), True),
+        (event(), inside(ALICE), False),
+        (event(), inside(joined=False), False),
+        (event(9), inside(PUPPET, LEFT, joined=False), True),
+        (event(10), inside(PUPPET, LEFT, joined=False), False),
+        (event(9), inside(PUPPET, CAME), False),
+        (event(10), inside(PUPPET, CAME), True),
+        (event(sender=PUPPET), Room(), True),
+        (event(sender="@b_1:elsewhere.org"), Room(), True),
+        (event(sender=f"@bot:{SERVER}"), Room(), True),
+        (event(type="m.room.member", state_key=PUPPET), Room(), True),
+        (event(type="m.x", state_key=PUPPET), Room(), False),
+        (event(room="!mine:any"), Room(), True),
+        (event(), Room(aliases=["#other:any", "#mine:any"]), True),
+        (event(), Room(aliases=["#other:any"]), False),
+    ],
+)
+def test_interest_is_synapse_s(what: RoomEvent, room: Room, wanted: bool) -> None:
+    assert RoomInterest(BOT, server_name=SERVER).wants(what, room) is wanted
+
+
+def test_those_who_were_there_are_asked_first_and_the_sender_last() -> None:
+    room = Room(
+        members=[
+            Member(user_id=ALICE, joined=True),
+            Member(user_id="@b_came:example.org", joined=True, changes=[CAME]),
+            Member(user_id="@b_left:example.org", joined=False, changes=[LEFT]),
+        ]
+    )
+    kicked = event(type="m.room.member", state_key=PUPPET)
+    asked = RoomInterest(BOT, server_name=SERVER).witnesses(kicked, room)
+    assert asked == ["@b_left:example.org", PUPPET, "@b_came:example.org", "@bot:example.org"]
