@@ -70,8 +70,8 @@ DROP_WAKE: Final = """
 drop function if exists appservice_bridge.wake_intake()
 """
 
+# Synapse's sessions read what was there when they began, and commit without the disk.
 BEGIN: Final = """
--- capture.begin: Synapse's sessions read what was there when they began, and commit to no disk
 set transaction isolation level read committed;
 set local lock_timeout = '100ms';
 set local synchronous_commit = on;
