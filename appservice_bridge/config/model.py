@@ -19,6 +19,7 @@ from appservice_bridge.config.faults import ConfigError, Fault
 from appservice_bridge.config.files import read_secret
 from appservice_bridge.config.values import (
     Bytes,
+    DiskBytes,
     Endpoint,
     HttpUrl,
     Items,
@@ -34,7 +35,7 @@ from appservice_bridge.config.values import (
     VerifyKey,
     split_url,
 )
-from appservice_bridge.domain import backoff, policy
+from appservice_bridge.domain import backoff, budget, policy
 from appservice_bridge.domain.registration import WEBSOCKET, Registration
 from appservice_bridge.domain.transaction import Profile
 
@@ -170,6 +171,34 @@ class AppserviceSection(Section):
         return Delivery.model_validate(general.model_dump() | own | {"backoff": backoff})
 
 
+class Budget(Section):
+    """How much of the homeserver's disk the bridge may take.
+
+    At `total_bytes` (all its tables) nothing more is stored but the keys of to-device messages,
+    at `appservice_bytes` (payloads that wait for one) the same holds for that appservice.
+    `appservice_bytes` is by default 2 GiB, or all of a smaller `total_bytes`.
+    """
+
+    total_bytes: DiskBytes = budget.Budget().total_bytes
+    appservice_bytes: DiskBytes = Field(
+        default_factory=lambda data: min(
+            budget.Budget().appservice_bytes,
+            data.get("total_bytes", budget.Budget().appservice_bytes),
+        )
+    )
+
+    @field_validator("appservice_bytes")
+    @classmethod
+    def _within_total(cls, appservice_bytes: int, info: ValidationInfo) -> int:
+        if appservice_bytes > info.data.get("total_bytes", appservice_bytes):
+            raise ValueError("must be at most total_bytes")
+        return appservice_bytes
+
+    def limits(self) -> budget.Budget:
+        """The same for those who keep it."""
+        return budget.Budget(total_bytes=self.total_bytes, appservice_bytes=self.appservice_bytes)
+
+
 class AdminToken(Section):
     """One operator's key to the admin port."""
 
@@ -232,6 +261,7 @@ class Config(Section):
     registrations: tuple[PlainText, ...] = ("registrations/*.yaml",)
     delivery: Delivery = Delivery()
     appservices: dict[str, AppserviceSection] = {}
+    budget: Budget = Budget()
     admin: Admin = Admin()
 
     @field_validator("database")

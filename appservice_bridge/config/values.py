@@ -214,6 +214,8 @@ Seconds = Annotated[float, BeforeValidator(_number), Field(gt=0, le=3600, allow_
 Items = Annotated[int, BeforeValidator(_number), Field(ge=1, le=100_000)]
 Bytes = Annotated[int, BeforeValidator(_number), Field(ge=1_000, le=64 * 1024 * 1024)]
 """A body size in bytes: room for the envelope at least, what the relay takes at most."""
+DiskBytes = Annotated[int, BeforeValidator(_number), Field(ge=1_000_000, le=2**50)]
+"""Room on a disk in bytes: more than empty tables take, a pebibyte at most."""
 Switch = BeforeValidator(_switch)
 LocatedPath = Annotated[Path, AfterValidator(_located)]
 """A path; a relative one starts at the config file."""

@@ -6,6 +6,7 @@ import pytest
 
 from appservice_bridge.config.faults import ConfigError
 from appservice_bridge.config.loading import load
+from appservice_bridge.domain.budget import Budget
 from appservice_bridge.domain.policy import DeliveryPolicy
 from appservice_bridge.domain.transaction import Profile
 from tests.config.directory import MINIMAL, Directory
@@ -23,6 +24,7 @@ def test_what_is_not_said_has_its_default(directory: Directory) -> None:
     assert config.registrations == ("registrations/*.yaml",)
     assert config.data_dir == directory.path / "data"
     assert config.delivery.policy() == DeliveryPolicy()
+    assert config.budget.limits() == Budget()
     assert config.admin.tokens == ()
 
 
@@ -43,6 +45,7 @@ def test_every_key_is_taken(directory: Directory) -> None:
           backoff: {first_seconds: 0.5, ceiling_seconds: 30}
         appservices:
           my-bot: {transport: websocket, encryption: off, delete_delivered: on}
+        budget: {total_bytes: 3000000, appservice_bytes: 2000000}
         admin:
           tokens: [{name: ops, role: operator, token_file: token}]
     """)
@@ -53,6 +56,7 @@ def test_every_key_is_taken(directory: Directory) -> None:
     assert config.delivery.profile is Profile.BOTH
     assert config.appservices["my-bot"].encryption == "off"
     assert config.appservices["my-bot"].delete_delivered == "on"
+    assert config.budget.limits() == Budget(total_bytes=3_000_000, appservice_bytes=2_000_000)
     assert config.admin.tokens[0].token() == "SECRET-ops"
     assert "SECRET" not in repr(config)
 
@@ -92,6 +96,17 @@ def test_every_key_is_taken(directory: Directory) -> None:
         ),
         ("admin: {tokens: [{name: a, role: root}]}", "admin.tokens.0.role must be 'viewer'"),
         ("data_dir: 5", "data_dir must be a path"),
+        ("budget: {total_bytes: 999999}", "budget.total_bytes must be greater than or equal to"),
+        ("budget: {total_bytes: 10 GiB}", "budget.total_bytes must be a valid integer"),
+        ("budget: {appservice_bytes: true}", "budget.appservice_bytes must be a number, not true"),
+        (
+            "budget: {total_bytes: 2000000, appservice_bytes: 2000001}",
+            "budget.appservice_bytes must be at most total_bytes",
+        ),
+        (
+            "budget: {appservice_bytes: 20000000000}",
+            "budget.appservice_bytes must be at most total_bytes",
+        ),
     ],
 )
 def test_a_value_out_of_bounds_is_named_with_its_line(
@@ -177,6 +192,13 @@ def test_the_database_and_the_homeserver_must_be_named(
 def test_another_homeserver_has_nothing_captured(directory: Directory) -> None:
     directory.config("{database: embedded, homeserver: {kind: generic, server_name: a}}")
     assert directory.load().config.homeserver.capture == "none"
+
+
+def test_one_appservice_may_by_default_take_all_of_a_small_budget(directory: Directory) -> None:
+    directory.add("budget: {total_bytes: 2000000}")
+    assert directory.load().config.budget.appservice_bytes == 2_000_000
+    directory.add("budget: {total_bytes: 20000000000}")
+    assert directory.load().config.budget.appservice_bytes == Budget().appservice_bytes
 
 
 def test_a_section_whose_lines_are_all_commented_out_has_its_defaults(directory: Directory) -> None:
