@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Final
 
@@ -11,47 +12,91 @@ from rich.table import Table
 
 from appservice_bridge.cli.check import ConfigOption
 from appservice_bridge.cli.context import finished, loaded, with_connection
-from appservice_bridge.storage import migrations, overview, synapse
+from appservice_bridge.config.loading import Loaded
+from appservice_bridge.domain.budget import Budget
+from appservice_bridge.storage import migrations, overview, synapse, watch
 from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.overview import LaneView
 
 JSON_VERSION: Final = 1
+_MIB: Final = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What there is to show.
+
+    Attributes:
+        installed: whether the capture is; None where none is wanted.
+        keys_only: the budget is used up.
+    """
+
+    lanes: list[LaneView]
+    captured: int
+    installed: bool | None
+    used_bytes: int
+    keys_only: bool
+    budget: Budget
 
 
 def status(
     config: ConfigOption,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One object with version, capture and lanes.")
+        bool, typer.Option("--json", help="One object with version, capture, budget and lanes.")
     ] = False,
 ) -> None:
-    """Show lanes, backlog, oldest age and last error; works with no worker running."""
+    """Show lanes, backlog, oldest age, last error and budget; works with no worker running."""
     of = loaded(config)
-    reads_tables = of.config.homeserver.capture == "triggers"
 
-    async def work(conn: Connection) -> tuple[list[LaneView], int, bool | None]:
-        await migrations.require_current(conn)
-        if reads_tables:
-            await synapse.require_synapse(conn)
-        installed = await synapse.is_installed(conn) if reads_tables else None
-        return await overview.lanes(conn), await overview.captured(conn), installed
+    async def work(conn: Connection) -> Seen:
+        return await _look(conn, of)
 
-    lanes, captured, installed = finished(with_connection(of, work))
+    seen = finished(with_connection(of, work))
     if as_json:
-        print(_as_json(lanes, captured, installed))
+        print(_as_json(seen))
         return
-    if installed is False:
+    if seen.installed is False:
         typer.echo("the capture is not installed: run `appservice-bridge install`", err=True)
-    Console().print(_table(lanes))
-    if captured:
-        print(f"{captured} facts are captured and not routed yet")
+    Console().print(_table(seen.lanes))
+    if seen.captured:
+        print(f"{seen.captured} facts are captured and not routed yet")
+    print(_budget_line(seen))
 
 
-def _as_json(lanes: list[LaneView], captured: int, installed: bool | None) -> str:
+async def _look(conn: Connection, of: Loaded) -> Seen:
+    await migrations.require_current(conn)
+    reads_tables = of.config.homeserver.capture == "triggers"
+    if reads_tables:
+        await synapse.require_synapse(conn)
+    return Seen(
+        lanes=await overview.lanes(conn),
+        captured=await overview.captured(conn),
+        installed=await synapse.is_installed(conn) if reads_tables else None,
+        used_bytes=(await watch.measure(conn)).used_bytes,
+        keys_only=(await watch.read(conn)).keys_only,
+        budget=of.config.budget.limits(),
+    )
+
+
+def _budget_line(seen: Seen) -> str:
+    part = seen.used_bytes / seen.budget.total_bytes
+    used, total = seen.used_bytes / _MIB, seen.budget.total_bytes / _MIB
+    line = f"budget: {used:,.1f} of {total:,.1f} MiB used ({part:.0%})"
+    return line + ("; used up, nothing but keys is stored" if seen.keys_only else "")
+
+
+def _as_json(seen: Seen) -> str:
     return json.dumps(
         {
             "version": JSON_VERSION,
-            "capture_installed": installed,
-            "captured": captured,
+            "capture_installed": seen.installed,
+            "captured": seen.captured,
+            "budget": {
+                "used_bytes": seen.used_bytes,
+                "limit_bytes": seen.budget.total_bytes,
+                "appservice_limit_bytes": seen.budget.appservice_bytes,
+                "used_up": seen.keys_only,
+            },
             "lanes": [
                 {"state": lane.state}
                 | {
@@ -59,7 +104,7 @@ def _as_json(lanes: list[LaneView], captured: int, installed: bool | None) -> st
                     for key, value in dataclasses.asdict(lane).items()
                     if value != float("inf")
                 }
-                for lane in lanes
+                for lane in seen.lanes
             ],
         }
     )

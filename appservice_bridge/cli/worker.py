@@ -36,6 +36,7 @@ from appservice_bridge.sources.forgotten_events import ForgottenEvents
 from appservice_bridge.sources.inbox_cleaner import InboxCleaner
 from appservice_bridge.sources.membership_follower import run_membership_follower
 from appservice_bridge.sources.reconciler import run_reconciler
+from appservice_bridge.sources.watchkeeper import Watchkeeper
 from appservice_bridge.storage import inbox
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
 from appservice_bridge.storage.identity import current_epoch
@@ -70,7 +71,10 @@ class Worker:
         self._follows = follows_memberships(of)
         self._memberships = asyncio.Event()
         self._cleaned = cleaned(of)
-        self._intake = Intake(database, owners, self._appended)
+        budget = of.config.budget.limits()
+        reads_synapse = of.config.homeserver.capture != "none"
+        self._watchkeeper = Watchkeeper(database, budget, reads_synapse=reads_synapse)
+        self._intake = Intake(database, owners, self._appended, budget)
         self._lanes = Lanes(
             database,
             uuid4(),
@@ -79,7 +83,7 @@ class Worker:
             session=session,
         )
         self._waker = HomeserverWaker(
-            database, session, of.config.homeserver.url, owners.registrations
+            database, session, of.config.homeserver.url, owners.registrations, budget
         )
         homeserver = of.config.homeserver
         keys = HomeserverKeys(
@@ -95,6 +99,7 @@ class Worker:
             self._waker,
             self._lanes.changed.set,
             before_first=self._forgotten.before_first if self._reads_synapse() else None,
+            budget=budget,
         )
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -129,6 +134,7 @@ class Worker:
                 group.create_task(purge, name="purge")
                 group.create_task(run_forgetting(self._database, stop), name="forgetting")
                 group.create_task(self._waker.run(stop), name="waker")
+                group.create_task(self._watchkeeper.run(stop), name="watchkeeper")
                 if self._of.config.homeserver.capture == "triggers":
                     group.create_task(run_reconciler(self._database, stop), name="reconciler")
                 if self._follows:

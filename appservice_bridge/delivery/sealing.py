@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from appservice_bridge.delivery import key_only
 from appservice_bridge.domain.device_updates import DeviceUpdates
 from appservice_bridge.domain.policy import DeliveryPolicy
 from appservice_bridge.domain.transaction import BUILDER, Item, Kind, frame_for, within_limits
@@ -82,9 +83,10 @@ async def _next_items(
             await ledger.count(conn, {LedgerKey(appservice_id, Kind.TO_DEVICE, "dropped"): dropped})
         await device_updates.delete_marked(conn, appservice_id, sealed_to=state.sealed_to)
     room = max(policy.max_body_bytes - told_bytes, 1)
-    waiting = await outbox.next_items(
+    stored = await outbox.next_items(
         conn, appservice_id, after=state.sealed_to, max_items=policy.max_items, max_bytes=room
     )
+    waiting = await key_only.filled(conn, appservice_id, stored, max_bytes=room)
     fitting = within_limits(
         waiting, max_items=policy.max_items, max_body_bytes=room, profile=policy.profile
     )

@@ -8,10 +8,12 @@ import orjson
 import structlog
 from aiohttp import web
 
+from appservice_bridge.domain.budget import Budget
 from appservice_bridge.domain.registration import Registration
 from appservice_bridge.http.answers import error, matrix_errors
 from appservice_bridge.http.pass_through import PassThrough
 from appservice_bridge.http.wake_homeserver import HomeserverWaker, is_own_ping
+from appservice_bridge.storage import budget as room
 from appservice_bridge.storage import capture_log, dead_letters, lanes, ledger
 from appservice_bridge.storage.capture_log import CapturedKind
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
@@ -34,9 +36,10 @@ _QUERIES: Final = (
 class Relay:
     """Stores transactions, and passes queries through to the appservice.
 
-    A transaction is answered 200 once it is committed, and 503 while nothing can be stored: the
-    homeserver then keeps it. Anything else would block the homeserver's queue for ever. Dying
-    before the answer makes the homeserver send it again, and the copy is told by its digest.
+    A transaction is answered 200 once it is committed, and 503 while it cannot be stored, or there
+    is no room for it: the homeserver then keeps it. Anything else would block the homeserver's
+    queue for ever. Dying before the answer makes the homeserver send it again, and the copy is
+    told by its digest.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Relay:
         waker: HomeserverWaker,
         on_rest_ended: Callable[[], None],
         before_first: Callable[[str, bytes], Awaitable[None]] | None = None,
+        budget: Budget = Budget(),  # noqa: B008 - frozen
     ) -> None:
         self._database = database
         self._registrations = registrations
@@ -57,6 +61,7 @@ class Relay:
         self._on_rest_ended = on_rest_ended
         self._before_first = before_first
         self._connections: set[tuple[str, object]] = set()
+        self._budget = budget
 
     def application(self) -> web.Application:
         """The routes, below `/appservice/{id}`."""
@@ -79,6 +84,10 @@ class Relay:
             self._waker.refused(registration.id)
             log.warning("relay.refused", appservice=registration.id, reason=unavailable.reason)
             return error(503, "M_UNKNOWN", "appservice_bridge cannot store it now; send it again")
+        except room.OverBudgetError:
+            self._waker.refused(registration.id)
+            log.warning("relay.refused", appservice=registration.id, reason="budget")
+            return error(503, "M_LIMIT_EXCEEDED", "no room for it now; send it again")
         return web.json_response({})
 
     async def _store(self, registration: Registration, request: web.Request) -> None:
@@ -95,7 +104,9 @@ class Relay:
         if self._before_first is not None and self._is_first(registration.id, request):
             await self._before_first(registration.id, body)
         txn_id = request.match_info["txn_id"]
+        limit = self._budget.appservice_bytes
         async with self._database.transaction() as conn:
+            await room.require_room(conn, registration.id, appservice_bytes=limit)
             fresh = await capture_log.append_transaction(
                 conn, registration.id, txn_id=txn_id, body=body
             )

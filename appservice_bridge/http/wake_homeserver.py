@@ -11,7 +11,9 @@ import structlog
 from yarl import URL
 
 from appservice_bridge.domain.backoff import Backoff
+from appservice_bridge.domain.budget import Budget
 from appservice_bridge.domain.registration import Registration
+from appservice_bridge.storage import budget as room
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
 
 log = structlog.get_logger(__name__)
@@ -42,8 +44,10 @@ class HomeserverWaker:
         session: aiohttp.ClientSession,
         homeserver_url: str,
         registrations: Mapping[str, Registration],
+        budget: Budget = Budget(),  # noqa: B008 - frozen
     ) -> None:
         self._database = database
+        self._budget = budget
         self._session = session
         self._homeserver_url = homeserver_url.rstrip("/")
         self._registrations = registrations
@@ -64,7 +68,10 @@ class HomeserverWaker:
             waking.cancel()
 
     async def _wake_after_outages(self) -> None:
-        """An outage of the database is waited for without end, one of the homeserver is not."""
+        """An outage of the database, or a lack of room, is waited for without end.
+
+        One of the homeserver is not.
+        """
         clock = asyncio.get_running_loop().time
         tries, tried_at = 0, clock()
         while True:
@@ -74,22 +81,30 @@ class HomeserverWaker:
                     tries = 0
             self._refused.clear()
             await asyncio.sleep(_BACKOFF.rest(tries + 1))
-            await self._until_it_can_store()
+            ready = await self._until_it_can_store()
             tries, tried_at = tries + 1, clock()
-            await self._wake_all()
+            await self._wake_all(ready)
 
-    async def _until_it_can_store(self) -> None:
+    async def _until_it_can_store(self) -> set[str]:
+        """Those for whom it can, as soon as there are any."""
         while True:
             try:
-                await self._database.require_writable()
+                if ready := await self._with_room():
+                    return ready
             except DatabaseUnavailableError:
-                await asyncio.sleep(_LOOK_SECONDS)
-            else:
-                return
+                pass  # looked for again, as everything here
+            await asyncio.sleep(_LOOK_SECONDS)
 
-    async def _wake_all(self) -> None:
+    async def _with_room(self) -> set[str]:
+        await self._database.require_writable()
+        cleared = self._budget.appservice_cleared_bytes
+        async with self._database.transaction() as conn:
+            full = await room.full(conn, sorted(self._waiting), appservice_bytes=cleared)
+        return self._waiting - full
+
+    async def _wake_all(self, appservice_ids: set[str]) -> None:
         async with asyncio.TaskGroup() as group:
-            for appservice_id in sorted(self._waiting):
+            for appservice_id in sorted(appservice_ids):
                 group.create_task(self._wake(appservice_id), name=f"waker:{appservice_id}")
 
     async def _wake(self, appservice_id: str) -> None:

@@ -62,7 +62,7 @@ async def go_live(
     """
     if not appservice_ids:
         return
-    await _outlive_open_db_transactions(database)
+    await outlive_open_db_transactions(database)
     if tell_all is not None:
         await tell_all()
     async with database.transaction() as conn:
@@ -112,8 +112,11 @@ async def _each_page(
     return written
 
 
-async def _outlive_open_db_transactions(database: Database) -> None:
-    """Wait until no DB transaction is left that may have begun before the list changed."""
+async def outlive_open_db_transactions(database: Database) -> None:
+    """Wait until no DB transaction is left that may have begun before what was just committed.
+
+    For a minute at most; the triggers of one that lasts longer go by what was told before.
+    """
     async with database.transaction() as conn:
         left = await registrations.open_db_transactions(conn)
     try:
@@ -123,4 +126,4 @@ async def _outlive_open_db_transactions(database: Database) -> None:
                 async with database.transaction() as conn:
                     left &= await registrations.open_db_transactions(conn)
     except TimeoutError:
-        log.warning("appservice.live_with_old_db_transactions", left=len(left))
+        log.warning("old_db_transactions.left", left=len(left))

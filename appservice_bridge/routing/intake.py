@@ -8,8 +8,10 @@ from typing import Final
 
 import structlog
 
+from appservice_bridge.domain.budget import Budget
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.waiting import set_within
+from appservice_bridge.routing import key_only
 from appservice_bridge.routing.device_changes import DeviceChanges
 from appservice_bridge.routing.route import Candidate, route_rows
 from appservice_bridge.storage import (
@@ -33,6 +35,7 @@ log = structlog.get_logger(__name__)
 
 MAX_ROWS: Final = 1000
 MAX_BYTES: Final = 16 * 1024 * 1024
+MANY_ROWS: Final = 50  # who wrote while so many waited may have woken nobody: look again at once
 POLL_SECONDS: Final = 1.0  # the wake-up is a courtesy; the poll alone must do
 SWEEP_SECONDS: Final = 60.0
 
@@ -61,11 +64,13 @@ class Intake:
         database: Database,
         owners: Owners,
         on_append: Callable[[Iterable[str]], Awaitable[None]],
+        budget: Budget = Budget(),  # noqa: B008 - frozen
     ) -> None:
         self._database = database
         self._owners = owners
         self._digest = owners.digest()
         self._on_append = on_append
+        self._budget = budget
         self._max_rows = MAX_ROWS
         self._first_seq: int | None = None
         self.wake = asyncio.Event()
@@ -120,17 +125,19 @@ class Intake:
         self._first_seq = batch.rows[0].seq if batch.rows else None
         appended = await self._route(conn, batch)
         await capture_log.consume(conn, batch)
-        return Passed(appended=frozenset(appended), done=batch.whole)
+        done = batch.whole and len(batch.rows) < MANY_ROWS
+        return Passed(appended=frozenset(appended), done=done)
 
     async def _route(self, conn: Connection, batch: capture_log.Batch) -> set[str]:
-        routing = route_rows(batch.rows, self._owners)
+        rows = await key_only.with_bodies(conn, batch.rows, max_bytes=MAX_BYTES)
+        routing = route_rows(rows, self._owners)
         inbox_keys, event_keys = routing.inbox_keys(), routing.event_keys()
         fresh_inbox = await repeats.take(conn, inbox_keys) if inbox_keys else set()
         fresh_events = await repeats.first_seen(conn, event_keys) if event_keys else set()
         new = routing.only_new(fresh_inbox | fresh_events)
         if routing.foreign:
             await foreign_users.add(conn, routing.foreign)
-        appended = await _append(conn, new, routing.counts)
+        appended = await _append(conn, new, routing.counts, self._budget)
         appended |= await _tell_of_devices(conn, routing.devices, self._owners)
         if routing.counts:
             await ledger.count(conn, routing.counts)
@@ -166,7 +173,9 @@ class Intake:
         log.error("intake.buried", reason=error.reason)
 
 
-async def _append(conn: Connection, new: list[Candidate], counts: Counter[LedgerKey]) -> set[str]:
+async def _append(
+    conn: Connection, new: list[Candidate], counts: Counter[LedgerKey], budget: Budget
+) -> set[str]:
     deleted = sorted({device for candidate in new for device in candidate.deleted})
     if deleted:
         await device_updates.delete_devices(conn, deleted)  # of what was routed before this batch
@@ -175,7 +184,7 @@ async def _append(conn: Connection, new: list[Candidate], counts: Counter[Ledger
     counts.update(LedgerKey(item.appservice_id, item.kind, "routed") for item in routed)
     counts.update(LedgerKey(item.appservice_id, item.kind, "buried") for item in buried)
     if routed:
-        await outbox.append(conn, routed)
+        await outbox.append(conn, await key_only.spared(conn, routed, budget))
     if buried:
         await dead_letters.bury(conn, buried)
     return {item.appservice_id for item in routed}

@@ -1,7 +1,6 @@
 """Captured rows to items: what is in a row, whose it is, and what can never be delivered."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Final
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.raw_json import MalformedError, decode, elements, members, string
+from appservice_bridge.domain.to_device import to_device_item
 from appservice_bridge.domain.transaction import Kind
 from appservice_bridge.routing.device_changes import (
     DeviceChanges,
@@ -144,7 +144,7 @@ def _route_to_device(row: Captured, owners: Owners, routing: Routing) -> None:
     if row.stream_id is not None:  # by ingest it comes without one
         key = InboxKey(row.user_id, row.device_id, row.stream_id)
     try:
-        payload = to_device_item(row.user_id, row.device_id, row.body)
+        payload = _item_or_key(row, row.user_id, row.device_id)
     except MalformedError as error:
         routing.candidates.append(
             Candidate(key=key, buried=_buried_for_each(row, appservice_ids, str(error)))
@@ -227,6 +227,13 @@ def _route_addressed(row: Captured, owners: Owners, routing: Routing) -> None:
     routing.candidates.append(made(row, raw))
 
 
+def _item_or_key(row: Captured, user_id: str, device_id: str) -> bytes:
+    """What is sent; nothing, where only the key is known: then a seal reads it in the inbox."""
+    if not row.body and row.stream_id is not None:
+        return b""
+    return to_device_item(user_id, device_id, row.body)
+
+
 def _buried_for_each(
     row: Captured, appservice_ids: Sequence[str], reason: str
 ) -> tuple[Buried, ...]:
@@ -242,22 +249,6 @@ def _buried_for_each(
         )
         for appservice_id in appservice_ids
     )
-
-
-def to_device_item(user_id: str, device_id: str, message_json: bytes) -> bytes:
-    """The flat entry of MSC4203: recipient, then type, sender and content as they were stored.
-
-    Raises:
-        MalformedError: a client library would choke on it, and drop its neighbours with it.
-    """
-    message = members(decode(message_json))
-    for name in ("type", "sender"):
-        string(message.get(name, ""))
-    if not message.get("content", "").startswith("{"):
-        raise MalformedError("content is not an object")
-    recipient = f'"to_user_id":{_quoted(user_id)},"to_device_id":{_quoted(device_id)}'
-    kept = ",".join(f'"{name}":{message[name]}' for name in ("type", "sender", "content"))
-    return f"{{{recipient},{kept}}}".encode()
 
 
 def _route_transaction(row: Captured, owners: Owners, routing: Routing) -> None:
@@ -386,7 +377,3 @@ def _native_message(row: Captured, appservice_id: str, message: Message) -> Cand
         device_id=message.device_id,
     )
     return Candidate(key=key, routed=(item,))
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)

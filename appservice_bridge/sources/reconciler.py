@@ -49,6 +49,12 @@ async def reconcile_once(
     return found
 
 
+async def refill(database: Database) -> None:
+    """Append what the inbox holds and nobody took, down to the last batch; the rest comes later."""
+    while await _append_missed(database, FLOOR_SETTLE_SECONDS) >= BATCH:
+        pass
+
+
 async def _append_missed(database: Database, floor_settle_seconds: float) -> int:
     """Append one batch; the floor moves only where the same look found nothing below it."""
     async with database.transaction() as conn:

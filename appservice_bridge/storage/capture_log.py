@@ -63,11 +63,11 @@ select seq, kind, appservice_id, user_id, device_id, stream_id, body, captured_a
 """
 
 CONSUME: Final = """
--- capture_log.consume: returns how many were there to consume
+-- capture_log.consume: returns how many were there to consume; the triggers are told how far
 with gone as (delete from capture_log where seq = any($1::bigint[]) returning seq),
      moved as (update intake_gate
                   set head = greatest(head, $2), last_intake_at = clock_timestamp())
-select count(*) from gone
+select count(*), setval('capture_consumed', greatest($2, 1)) from gone
 """
 
 FORGET_GAPS: Final = """

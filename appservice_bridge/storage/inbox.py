@@ -1,8 +1,10 @@
 """Synapse's inbox compared with the log: what a trigger had to leave out is appended."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from appservice_bridge.storage.database import Connection
+from appservice_bridge.storage.repeats import InboxKey
 
 HOLD_FLOOR: Final = """
 -- inbox.hold_floor
@@ -19,7 +21,9 @@ APPEND_MISSED: Final = """
 -- inbox.append_missed: a captured row's own capture is seen by the same snapshot, or was taken.
 -- Scalar subqueries stay index probes per row; the comparison with the log becomes a join.
 insert into capture_log (kind, user_id, device_id, stream_id, body)
-select 'to_device', i.user_id, i.device_id, i.stream_id, convert_to(i.message_json, 'UTF8')
+select 'to_device', i.user_id, i.device_id, i.stream_id,
+       case when (select keys_only from capture_watch)
+            then '' else convert_to(i.message_json, 'UTF8') end
   from public.device_inbox i
  where i.stream_id > $1
    and (select true from foreign_user f where f.user_id = i.user_id) is null
@@ -83,6 +87,21 @@ with old as (
 select max(stream_id) from old
 """
 
+BODIES: Final = """
+-- inbox.bodies: in the order of the keys, as many as fit in $4 bytes, one at least
+select place, convert_to(message_json, 'UTF8') as body
+  from (select k.place, i.message_json,
+               sum(coalesce(octet_length(i.message_json), 0)) over (order by k.place)
+               - coalesce(octet_length(i.message_json), 0) as bytes_before
+          from unnest($1::text[], $2::text[], $3::bigint[])
+               with ordinality as k(user_id, device_id, stream_id, place)
+          left join lateral (select message_json from public.device_inbox d
+                              where d.user_id = k.user_id and d.device_id = k.device_id
+                                and d.stream_id = k.stream_id limit 1) i on true) n
+ where bytes_before < $4
+ order by place
+"""
+
 
 async def append_missed(conn: Connection, *, limit: int) -> int | None:
     """Append inbox rows that were neither captured nor routed; None if another worker does."""
@@ -124,3 +143,14 @@ async def forget_gone(conn: Connection, *, after: int, batch: int) -> int:
 async def present(conn: Connection) -> int:
     """Up to where the homeserver has written its stream of to-device messages, all of it."""
     return await conn.fetchval(BOUND) or 0
+
+
+async def bodies(
+    conn: Connection, keys: Sequence[InboxKey], *, max_bytes: int
+) -> list[bytes | None]:
+    """What the homeserver stored under the first of these keys, up to about so many bytes.
+
+    None where it holds nothing any more: the device took it itself, or was deleted.
+    """
+    columns = [list(column) for column in zip(*keys, strict=True)] or [[], [], []]
+    return [row["body"] for row in await conn.fetch(BODIES, *columns, max_bytes)]

@@ -1,6 +1,6 @@
 """What is routed and not yet acknowledged, in order; purged by range behind the ack."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -10,6 +10,7 @@ import asyncpg
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.transaction import Item, Kind
 from appservice_bridge.storage.database import Connection
+from appservice_bridge.storage.repeats import InboxKey
 
 APPEND: Final = """
 -- outbox.append: the next positions of each appservice, in the order given
@@ -18,8 +19,9 @@ with item as (
                          $6::timestamptz[], $7::bytea[]) with ordinality
         as i(appservice_id, kind, user_id, device_id, stream_id, captured_at, payload, place)
 ), head as (
-    update outbox_head h set position = h.position + n.items
-      from (select appservice_id, count(*) as items from item group by appservice_id) n
+    update outbox_head h set position = h.position + n.items, bytes_in = h.bytes_in + n.bytes
+      from (select appservice_id, count(*) as items, sum(octet_length(payload)) as bytes
+              from item group by appservice_id) n
      where h.appservice_id = n.appservice_id
     returning h.appservice_id, h.position - n.items as before
 )
@@ -50,12 +52,16 @@ select position, kind, payload from outbox
 
 DROP_DELETED: Final = """
 -- outbox.drop_deleted: messages to devices that were deleted after they were routed
-update outbox o set kind = 'dropped', payload = ''
-  from (select * from outbox
-         where appservice_id = $1 and position > $2 order by position limit $3) next
-  join deleted_device d using (appservice_id, user_id, device_id)
- where next.kind = 'to_device' and next.position <= d.upto
-   and o.appservice_id = next.appservice_id and o.position = next.position
+with dropped as (
+    update outbox o set kind = 'dropped', payload = ''
+      from (select * from outbox
+             where appservice_id = $1 and position > $2 order by position limit $3) next
+      join deleted_device d using (appservice_id, user_id, device_id)
+     where next.kind = 'to_device' and next.position <= d.upto
+       and o.appservice_id = next.appservice_id and o.position = next.position
+    returning octet_length(next.payload) as bytes
+)
+select count(*) as items, coalesce(sum(bytes), 0)::bigint as bytes from dropped
 """
 
 PURGEABLE: Final = """
@@ -68,19 +74,44 @@ PURGE: Final = """
 -- outbox.purge: with $4 the rows of the inbox that this delivered may be cleaned out
 with gone as (
     delete from outbox where appservice_id = $1 and position > $2 and position <= $3
-    returning appservice_id, kind, user_id, device_id, stream_id
+    returning appservice_id, kind, user_id, device_id, stream_id, octet_length(payload) as bytes
 ), noted as (
     insert into inbox_delivered (appservice_id, user_id, device_id, stream_id)
     select appservice_id, user_id, device_id, stream_id from gone
      where $4 and kind = 'to_device' and stream_id is not null
     on conflict do nothing
 )
-select count(*) from gone
+select count(*) as items, coalesce(sum(bytes), 0)::bigint as bytes from gone
 """
 
 MOVE_PURGED: Final = """
--- outbox.move_purged
-update lane set purged_to = $3 where appservice_id = $1 and purged_to = $2
+-- outbox.move_purged: what another purger deleted meanwhile is counted by that one
+update lane set purged_to = greatest(purged_to, $2), bytes_out = bytes_out + $3
+ where appservice_id = $1
+"""
+
+INBOX_KEYS: Final = """
+-- outbox.inbox_keys
+select position, user_id, device_id, stream_id from outbox
+ where appservice_id = $1 and position = any($2::bigint[])
+"""
+
+FILL: Final = """
+-- outbox.fill
+update outbox o set payload = f.payload
+  from unnest($2::bigint[], $3::bytea[]) as f(position, payload)
+ where o.appservice_id = $1 and o.position = f.position
+"""
+
+DROP: Final = """
+-- outbox.drop
+update outbox set kind = 'dropped', payload = ''
+ where appservice_id = $1 and position = any($2::bigint[])
+"""
+
+COUNT_OUT: Final = """
+-- outbox.count_out
+update lane set bytes_out = bytes_out + $2 where appservice_id = $1
 """
 
 
@@ -151,8 +182,11 @@ async def drop_deleted(conn: Connection, appservice_id: str, *, after: int, max_
 
     Only for who holds the lane's row: what is sealed must not change.
     """
-    done = await conn.execute(DROP_DELETED, appservice_id, after, max_items)
-    return int(done.split()[1])
+    dropped = await conn.fetchrow(DROP_DELETED, appservice_id, after, max_items)
+    items, bytes_ = dropped or (0, 0)
+    if items:
+        await count_out(conn, appservice_id, bytes_)
+    return int(items)
 
 
 async def sealed_items(
@@ -178,6 +212,43 @@ async def purge(conn: Connection, delivered: Purgeable, *, upto: int, clean: boo
     their ack is committed.
     """
     bounds = (delivered.appservice_id, delivered.purged_to, upto)
-    gone = await conn.fetchval(PURGE, *bounds, clean)
-    await conn.execute(MOVE_PURGED, *bounds)
-    return int(gone)
+    purged = await conn.fetchrow(PURGE, *bounds, clean)
+    items, bytes_ = purged or (0, 0)
+    await conn.execute(MOVE_PURGED, delivered.appservice_id, upto, bytes_)
+    return int(items)
+
+
+async def inbox_keys(
+    conn: Connection, appservice_id: str, positions: Sequence[int]
+) -> dict[int, InboxKey]:
+    """Under which keys the homeserver holds the messages at these positions."""
+    rows = await conn.fetch(INBOX_KEYS, appservice_id, positions)
+    return {
+        row["position"]: InboxKey(row["user_id"], row["device_id"], row["stream_id"])
+        for row in rows
+    }
+
+
+async def fill(conn: Connection, appservice_id: str, payloads: Mapping[int, bytes]) -> None:
+    """Write payloads that were left out until now, by position.
+
+    Only for who holds the lane's row: what is sealed must not change.
+    """
+    await conn.execute(FILL, appservice_id, list(payloads), list(payloads.values()))
+    await count_out(conn, appservice_id, -sum(map(len, payloads.values())))
+
+
+async def drop(conn: Connection, appservice_id: str, positions: Sequence[int]) -> None:
+    """Nothing is left to send at these positions, whose payloads were left out.
+
+    Only for who holds the lane's row: what is sealed must not change.
+    """
+    await conn.execute(DROP, appservice_id, positions)
+
+
+async def count_out(conn: Connection, appservice_id: str, bytes_out: int) -> None:
+    """So many bytes of payload wait no more; negative: they wait, and did not come through intake.
+
+    Only for who holds the lane's row, or deletes behind it.
+    """
+    await conn.execute(COUNT_OUT, appservice_id, bytes_out)

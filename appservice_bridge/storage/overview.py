@@ -11,6 +11,7 @@ LANES: Final = """
 -- overview.lanes
 select l.appservice_id,
        h.position - l.acked_to as waiting,
+       greatest(0, h.bytes_in - l.bytes_out) as waiting_bytes,
        (select count(*) from (select from device_list_update u
                                where u.appservice_id = l.appservice_id limit 10000) c)
      + (select count(*) from (select from device_key_state k
@@ -71,6 +72,7 @@ class LaneView:
 
     Attributes:
         waiting: items routed and not acknowledged.
+        waiting_bytes: of their payload, as far as it is stored here.
         device_updates: users and devices that the appservice must hear of, of each 10,000 at most.
         oldest_seconds: age of the oldest of them, since its capture; None if nothing waits.
         rest_seconds: until the next attempt; infinite for a lane that was halted.
@@ -82,6 +84,7 @@ class LaneView:
     appservice_id: str
     waiting: int
     device_updates: int
+    waiting_bytes: int
     oldest_seconds: float | None
     rest_seconds: float
     failed_attempts: int

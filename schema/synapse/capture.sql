@@ -1,16 +1,24 @@
 -- The capture in Synapse's database. It runs inside the homeserver's own DB transaction, so it
 -- only inserts, parses nothing, names no column list of Synapse's tables, gives up after 100 ms
 -- behind a lock, and never fails the homeserver: what it had to leave out, the reconciler finds.
+-- A bridge that has been silent for seven days is gone: nothing is written for it. The reconciler
+-- and a recount make up for that if it comes back.
 
--- A full queue of notifications would fail the homeserver's commit; who listens looks anyway.
+-- A full queue of notifications would fail the homeserver's commit; who listens looks anyway. And
+-- commits that notify wait for each other: while a hundred rows wait, intake is awake, or is away.
 create or replace function appservice_bridge.wake_intake() returns void
 language sql
 set search_path = pg_catalog, pg_temp
 as $$
-    select pg_notify('appservice_bridge_capture', '') where pg_notification_queue_usage() < 0.5
+    select pg_notify('appservice_bridge_capture', '')
+      from appservice_bridge.capture_seq s, appservice_bridge.capture_consumed c
+     where s.last_value - c.last_value < 100 and pg_notification_queue_usage() < 0.5
 $$;
 
--- On device_inbox. A scalar subquery stays an index probe per row, whatever plan is cached.
+-- On device_inbox. A scalar subquery stays an index probe per row, whatever plan is cached; what
+-- the watch says is asked once, and only if somebody's message is to be captured. When the budget is
+-- used up, or while nobody consumes the log and it has reached its limit, only the key is written:
+-- the homeserver holds the message as well.
 create or replace function appservice_bridge.capture_device_inbox() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -18,9 +26,20 @@ set lock_timeout = '100ms'
 as $$
 begin
     insert into appservice_bridge.capture_log (kind, user_id, device_id, stream_id, body)
-    select 'to_device', i.user_id, i.device_id, i.stream_id, convert_to(i.message_json, 'UTF8')
-      from inserted i
-     where (select true from appservice_bridge.foreign_user f where f.user_id = i.user_id) is null;
+    select 'to_device', c.user_id, c.device_id, c.stream_id,
+           case when c.told = 'keys' then '' else convert_to(c.message_json, 'UTF8') end
+      from (select i.user_id, i.device_id, i.stream_id, i.message_json,
+                   (select case when w.beat_at < now() - interval '7 days' then 'nothing'
+                                when w.keys_only then 'keys'
+                                when w.beat_at < now() - interval '5 minutes'
+                                 and pg_total_relation_size('appservice_bridge.capture_log')
+                                     > w.log_limit_bytes then 'keys' end
+                      from appservice_bridge.capture_watch w) as told
+              from inserted i
+             where (select true from appservice_bridge.foreign_user f
+                     where f.user_id = i.user_id) is null
+            offset 0) c
+     where c.told is distinct from 'nothing';
     if found then
         perform appservice_bridge.wake_intake();
     end if;
@@ -39,8 +58,13 @@ set lock_timeout = '100ms'
 as $$
 begin
     insert into appservice_bridge.capture_log (kind, user_id, device_id, stream_id)
-    select 'device_list', i.user_id, i.device_id, i.stream_id from inserted i;
-    perform appservice_bridge.wake_intake();
+    select 'device_list', i.user_id, i.device_id, i.stream_id
+      from inserted i
+     where (select w.beat_at < now() - interval '7 days'
+              from appservice_bridge.capture_watch w) is not true;
+    if found then
+        perform appservice_bridge.wake_intake();
+    end if;
     return null;
 exception when others then
     raise warning 'appservice_bridge: capture left out, sqlstate %', sqlstate;
@@ -58,7 +82,9 @@ begin
     insert into appservice_bridge.capture_log (kind, user_id, stream_id, body)
     select 'signatures', i.from_user_id, i.stream_id, convert_to(i.user_ids, 'UTF8')
       from inserted i
-     where (select true from appservice_bridge.foreign_user f
+     where (select w.beat_at < now() - interval '7 days'
+              from appservice_bridge.capture_watch w) is not true
+       and (select true from appservice_bridge.foreign_user f
              where f.user_id = i.from_user_id) is null;
     if found then
         perform appservice_bridge.wake_intake();
@@ -80,7 +106,9 @@ begin
     insert into appservice_bridge.capture_log (kind, user_id, device_id)
     select distinct 'device_keys', c.user_id, c.device_id
       from changed c
-     where (select true from appservice_bridge.foreign_user f where f.user_id = c.user_id) is null;
+     where (select w.beat_at < now() - interval '7 days'
+              from appservice_bridge.capture_watch w) is not true
+       and (select true from appservice_bridge.foreign_user f where f.user_id = c.user_id) is null;
     if found then
         perform appservice_bridge.wake_intake();
     end if;
@@ -101,7 +129,9 @@ begin
     insert into appservice_bridge.capture_log (kind, user_id, device_id)
     select 'device_deleted', c.user_id, c.device_id
       from changed c
-     where (select true from appservice_bridge.foreign_user f where f.user_id = c.user_id) is null;
+     where (select w.beat_at < now() - interval '7 days'
+              from appservice_bridge.capture_watch w) is not true
+       and (select true from appservice_bridge.foreign_user f where f.user_id = c.user_id) is null;
     if found then
         perform appservice_bridge.wake_intake();
     end if;

@@ -52,7 +52,7 @@ async def test_a_positive_list_of_owned_users_would_silently_capture_nothing(
     positive = (
         function.read_text()
         .replace("appservice_bridge.foreign_user f", "appservice_bridge.owned_user f")
-        .replace(") is null;", ");")
+        .replace(") is null", ")")
     )
     await pg.execute(positive)
     homeserver, opened = await an_open_homeserver_transaction(database)

@@ -65,6 +65,7 @@ def write_files(
     delivery: dict[str, Any] | None = None,
     capture: str = "none",
     homeserver: dict[str, Any] | None = None,
+    budget: dict[str, int] | None = None,
 ) -> Files:
     """Config and registrations as an operator would write them."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -79,6 +80,7 @@ def write_files(
         "listen": {"relay": relay.address, "admin": admin.address},
         "registrations": ["registration_*.yaml"],
         "delivery": quick | (delivery or {}),
+        "budget": budget or {},
     }
     relay.release()
     admin.release()
