@@ -50,13 +50,15 @@ create table taken (
 
 create index taken_by_stream on taken (stream_id);  -- forgotten in this order
 
--- Up to where the inbox has been compared with the log. Nobody reads at or below settled again.
-create table inbox_floor (
-    only_row  boolean primary key default true check (only_row),
-    settled   bigint not null,
-    next      bigint,                -- all of it was written when noted, and captured by next_seq
-    next_seq  bigint,
-    noted_at  timestamptz
+-- Up to where each stream of the homeserver's was compared with the log. Nobody reads at or below
+-- settled again. Its row is the lock of whoever compares.
+create table stream_floor (
+    stream   text collate "C" primary key,  -- to_device | …
+    settled  bigint not null,
+    next     bigint,                 -- all of it was written when noted, and captured by next_seq
+    next_seq bigint,
+    noted_at timestamptz,
+    polled   bigint                  -- all of it is committed and was read
 );
 
 -- What a registration was when its users were last looked for among the foreign ones.

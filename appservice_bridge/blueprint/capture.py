@@ -24,14 +24,33 @@ select c.relname::text as table_name, t.tgname::text as name, t.tgenabled in ('O
 
 SET_FLOOR: Final = """
 -- capture.set_floor: the first attach starts at the present
-insert into appservice_bridge.inbox_floor (settled)
-select coalesce(max(stream_id), 0) from public.device_inbox
+insert into appservice_bridge.stream_floor (stream, settled)
+select 'to_device', coalesce(max(stream_id), 0) from public.device_inbox
 on conflict do nothing
 """
 
+# With a limit, for the homeserver waits: what is left of them, polling or the reconciler finds.
+CATCH_UP: Final = """
+-- capture.catch_up: what came while the trigger was gone goes ahead of what it will see
+insert into appservice_bridge.capture_log (kind, user_id, device_id, stream_id, body)
+select 'to_device', i.user_id, i.device_id, i.stream_id, convert_to(i.message_json, 'UTF8')
+  from public.device_inbox i
+ where i.stream_id > (select greatest(f.settled, f.polled) from appservice_bridge.stream_floor f
+                       where f.stream = 'to_device')
+   and (select true from appservice_bridge.foreign_user f where f.user_id = i.user_id) is null
+   and (select true from appservice_bridge.taken t
+         where t.user_id = i.user_id and t.device_id = i.device_id
+           and t.stream_id = i.stream_id) is null
+   and (i.user_id, i.device_id, i.stream_id) not in (
+        select c.user_id, c.device_id, c.stream_id from appservice_bridge.capture_log c
+         where c.kind = 'to_device' and c.stream_id is not null)
+ order by i.stream_id
+ limit 1000
+"""
+
 FORGET_FLOOR: Final = """
--- capture.forget_floor: who attaches again starts at the present again
-delete from appservice_bridge.inbox_floor
+-- capture.forget_floor: who attaches again starts at the present again, in every stream
+delete from appservice_bridge.stream_floor
 """
 
 # All locks together are waited for no longer than one may be. The tables are not always ours, and
@@ -96,7 +115,7 @@ def attach(table: str, triggers: Iterable[Trigger]) -> str:
     """
     statements = [trigger.create for trigger in triggers]
     if table == "device_inbox":
-        statements.append(SET_FLOOR)
+        statements += [SET_FLOOR, CATCH_UP]
     return BEGIN + ";\n".join(statements)
 
 

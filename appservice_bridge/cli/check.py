@@ -27,7 +27,8 @@ ConfigOption = Annotated[
 def check(
     config: ConfigOption,
     as_json: Annotated[
-        bool, typer.Option("--json", help='{"version", "faults", "warnings"} on one line.')
+        bool,
+        typer.Option("--json", help='{"version", "faults", "warnings"} on one line.'),
     ] = False,
 ) -> None:
     """Validate the config and all registrations; print every fault at once."""

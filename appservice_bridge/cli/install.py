@@ -7,11 +7,19 @@ import typer
 
 from appservice_bridge.cli.check import ConfigOption
 from appservice_bridge.cli.context import finished, loaded, owners, with_connection
-from appservice_bridge.cli.worker import cleaned
+from appservice_bridge.cli.synapse_side import cleaned
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.routing.announcing import seed_foreign
-from appservice_bridge.storage import grants, migrations, registrations, synapse
+from appservice_bridge.storage import (
+    device_streams,
+    grants,
+    inbox,
+    key_changes,
+    migrations,
+    registrations,
+    synapse,
+)
 from appservice_bridge.storage.database import Connection
 
 
@@ -95,14 +103,17 @@ async def _grants_left(count: int) -> None:
 
 
 async def _needed_grants(of: Loaded, conn: Connection) -> list[str]:
-    return await grants.grants(conn, await grants.rights(conn, cleaning=bool(cleaned(of))))
+    triggers = of.config.homeserver.capture != "polling"
+    needed = await grants.rights(conn, triggers=triggers, cleaning=bool(cleaned(of)))
+    return await grants.grants(conn, needed)
 
 
 async def _install(conn: Connection, of: Loaded) -> str:
     await migrations.require_current(conn)
     await synapse.require_synapse(conn)
-    told_to = {id_ for id_, one in of.config.appservices.items() if one.delete_delivered == "on"}
-    await grants.require_rights(conn, deleting=bool(told_to & cleaned(of)))
+    if of.config.homeserver.capture == "polling":
+        return await _prepare_polling(conn, deleting=_told_to_delete(of))
+    await grants.require_rights(conn, deleting=_told_to_delete(of))
     known = owners(of)
     async with conn.transaction():
         # the gate is held, so that nobody becomes owned while they are put down as foreign
@@ -116,3 +127,16 @@ async def _install(conn: Connection, of: Loaded) -> str:
         else "the triggers were there already, their functions are this release's"
     )
     return f"capture: {what}; {foreign} users belong to no appservice"
+
+
+def _told_to_delete(of: Loaded) -> bool:
+    told_to = {id_ for id_, one in of.config.appservices.items() if one.delete_delivered == "on"}
+    return bool(told_to & cleaned(of))
+
+
+async def _prepare_polling(conn: Connection, *, deleting: bool) -> str:
+    """Nothing is made in Synapse's tables; what comes from now on is read."""
+    await grants.require_rights(conn, deleting=deleting, triggers=False)
+    for start in (inbox.set_floor, device_streams.set_floor, key_changes.set_floor):
+        await start(conn)
+    return "capture: polling, no trigger made; what comes from now on is read"

@@ -16,8 +16,6 @@ def missing(config: Path, of: Loaded) -> list[Fault]:
 
 
 def _asked_for_and_not_there(of: Loaded) -> Iterator[str]:
-    if of.config.homeserver.capture == "polling":
-        yield "homeserver.capture: polling"
     for registration in of.registrations:
         transport = of.config.settings(registration).transport
         if transport not in ("http", "none"):

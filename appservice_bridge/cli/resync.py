@@ -6,7 +6,7 @@ import typer
 
 from appservice_bridge.cli.check import ConfigOption
 from appservice_bridge.cli.context import finished, loaded, owners, with_connection
-from appservice_bridge.cli.worker import follows_memberships
+from appservice_bridge.cli.synapse_side import reads_synapse
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.routing.seeding import Seeded, Seeding
@@ -53,7 +53,7 @@ def told(seeded: Seeded) -> str:
 async def _resync(of: Loaded, appservice_id: str) -> Seeded:
     """Dying in between leaves some told and others not, and nothing wrong: run it again."""
     known = owners(of)
-    if not follows_memberships(of):
+    if not reads_synapse(of):
         raise NothingToReadError
     if appservice_id not in known.encrypted:
         raise UnknownAppserviceError(appservice_id, known.encrypted)

@@ -64,8 +64,8 @@ async def _run(of: Loaded, server: "EmbeddedPostgres | None", *, migrate: bool) 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await with_connection(of, migrations.migrate if migrate else migrations.require_current)
-    if of.config.homeserver.capture == "triggers":
-        await with_connection(of, synapse.require_installed)
+    if of.config.homeserver.capture != "none":
+        await with_connection(of, synapse.require_synapse)
     no_limit = QuietConnector(limit=0)  # one request per lane is all there ever is
     no_cookies = aiohttp.DummyCookieJar()  # one appservice's would reach another on the same host
     with reachable(of) as dsn:

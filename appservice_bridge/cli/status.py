@@ -14,7 +14,9 @@ from appservice_bridge.cli.check import ConfigOption
 from appservice_bridge.cli.context import finished, loaded, with_connection
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.domain.budget import Budget
-from appservice_bridge.storage import migrations, overview, synapse, watch
+from appservice_bridge.domain.capture import CaptureMode
+from appservice_bridge.storage import capture_state, migrations, overview, synapse, watch
+from appservice_bridge.storage.capture_state import CaptureState
 from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.overview import LaneView
 
@@ -33,6 +35,8 @@ class Seen:
 
     lanes: list[LaneView]
     captured: int
+    wanted: CaptureMode
+    capture: CaptureState
     installed: bool | None
     used_bytes: int
     keys_only: bool
@@ -57,6 +61,7 @@ def status(
         return
     if seen.installed is False:
         typer.echo("the capture is not installed: run `appservice-bridge install`", err=True)
+    _show_capture(seen)
     Console().print(_table(seen.lanes))
     if seen.captured:
         print(f"{seen.captured} facts are captured and not routed yet")
@@ -65,17 +70,29 @@ def status(
 
 async def _look(conn: Connection, of: Loaded) -> Seen:
     await migrations.require_current(conn)
-    reads_tables = of.config.homeserver.capture == "triggers"
-    if reads_tables:
+    wanted = CaptureMode(of.config.homeserver.capture)
+    if wanted is not CaptureMode.NONE:
         await synapse.require_synapse(conn)
     return Seen(
         lanes=await overview.lanes(conn),
         captured=await overview.captured(conn),
-        installed=await synapse.is_installed(conn) if reads_tables else None,
+        wanted=wanted,
+        capture=await capture_state.read(conn),
+        installed=await synapse.is_installed(conn) if wanted is CaptureMode.TRIGGERS else None,
         used_bytes=(await watch.measure(conn)).used_bytes,
         keys_only=(await watch.read(conn)).keys_only,
         budget=of.config.budget.limits(),
     )
+
+
+def _show_capture(seen: Seen) -> None:
+    """Nothing of a capture that is as it was asked for."""
+    state = seen.capture
+    for problem in state.problems:
+        typer.echo(f"capture: {problem}", err=True)
+    if state.looked_at is not None and state.mode is not seen.wanted:
+        since = state.since.isoformat(sep=" ", timespec="seconds")
+        typer.echo(f"capture: {state.mode} instead of {seen.wanted} since {since}", err=True)
 
 
 def _budget_line(seen: Seen) -> str:
@@ -86,10 +103,18 @@ def _budget_line(seen: Seen) -> str:
 
 
 def _as_json(seen: Seen) -> str:
+    state = seen.capture
     return json.dumps(
         {
             "version": JSON_VERSION,
             "capture_installed": seen.installed,
+            "capture": {
+                "mode": state.mode,
+                "since": state.since.isoformat(),
+                "looked_at": None if state.looked_at is None else state.looked_at.isoformat(),
+                "problems": state.problems,
+                "left_out": sorted(state.unreadable),
+            },
             "captured": seen.captured,
             "budget": {
                 "used_bytes": seen.used_bytes,

@@ -5,6 +5,7 @@ import os
 import socket
 import ssl
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Final
 from uuid import uuid4
 
@@ -12,10 +13,12 @@ import aiohttp
 import structlog
 from aiohttp import web
 
+from appservice_bridge.cli.synapse_side import cleaned, synapse_side
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.config.values import Endpoint
 from appservice_bridge.delivery.lanes import Destination, Lanes
 from appservice_bridge.delivery.purge import run_purge
+from appservice_bridge.domain.capture import CaptureMode
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.http.admin import Admin
@@ -27,17 +30,9 @@ from appservice_bridge.http.wake_homeserver import HomeserverWaker
 from appservice_bridge.routing.announcing import announce, go_live
 from appservice_bridge.routing.forgetting import run_forgetting
 from appservice_bridge.routing.intake import Intake
-from appservice_bridge.routing.seeding import (
-    OtherRegistrationsError,
-    Seeding,
-    begin_following,
-)
-from appservice_bridge.sources.forgotten_events import ForgottenEvents
-from appservice_bridge.sources.inbox_cleaner import InboxCleaner
-from appservice_bridge.sources.membership_follower import run_membership_follower
-from appservice_bridge.sources.reconciler import run_reconciler
+from appservice_bridge.routing.seeding import OtherRegistrationsError
 from appservice_bridge.sources.watchkeeper import Watchkeeper
-from appservice_bridge.storage import inbox
+from appservice_bridge.storage import capture_state
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
 from appservice_bridge.storage.identity import current_epoch
 from appservice_bridge.storage.notifications import CAPTURE, OUTBOX, listen, notify
@@ -67,13 +62,8 @@ class Worker:
         self._of = of
         self._owners = owners
         self._database = database
+        homeserver, budget = of.config.homeserver, of.config.budget.limits()
         registrations = {each.id: each for each in of.registrations}
-        self._follows = follows_memberships(of)
-        self._memberships = asyncio.Event()
-        self._cleaned = cleaned(of)
-        budget = of.config.budget.limits()
-        reads_synapse = of.config.homeserver.capture != "none"
-        self._watchkeeper = Watchkeeper(database, budget, reads_synapse=reads_synapse)
         self._intake = Intake(database, owners, self._appended, budget)
         self._lanes = Lanes(
             database,
@@ -82,15 +72,15 @@ class Worker:
             destinations=destinations(of, owners),
             session=session,
         )
+        self._synapse = synapse_side(of, owners, database, session, self._lanes.appended)
+        self._watchkeeper = Watchkeeper(database, budget, reads_synapse=self._synapse is not None)
         self._waker = HomeserverWaker(
-            database, session, of.config.homeserver.url, owners.registrations, budget
+            database, session, homeserver.url, owners.registrations, budget
         )
-        homeserver = of.config.homeserver
         keys = HomeserverKeys(
             session, homeserver.url, homeserver.server_name, homeserver.verify_keys
         )
         self._ingest = Ingest(database, owners, registrations, keys)
-        self._forgotten = ForgottenEvents(database, owners, session, of.config.homeserver.url)
         self._relay = Relay(
             database,
             registrations,
@@ -98,7 +88,7 @@ class Worker:
             PassThrough(session),
             self._waker,
             self._lanes.changed.set,
-            before_first=self._forgotten.before_first if self._reads_synapse() else None,
+            before=self._synapse,
             budget=budget,
         )
 
@@ -110,10 +100,7 @@ class Worker:
         """
         async with self._database.transaction() as conn:
             epoch = await current_epoch(conn)
-        if self._follows:
-            await begin_following(self._database)
-        present = inbox.present if self._of.config.homeserver.capture != "none" else None
-        waiting = await announce(self._database, self._owners, epoch=epoch, present=present)
+        waiting = await self._announce(epoch)
         listen_on = self._of.config.listen
         admin = Admin(self._database, self._lanes.leases_hold)
         relay = self._relay.application()
@@ -130,61 +117,52 @@ class Worker:
                 group.create_task(listen(self._database.dsn, wakes, stop), name="listen")
                 group.create_task(self._intake.run(stop), name="intake")
                 group.create_task(self._lanes.run(stop), name="lanes")
-                purge = run_purge(self._database, stop, cleaned=self._cleaned)
+                purge = run_purge(self._database, stop, cleaned=cleaned(self._of))
                 group.create_task(purge, name="purge")
                 group.create_task(run_forgetting(self._database, stop), name="forgetting")
                 group.create_task(self._waker.run(stop), name="waker")
                 group.create_task(self._watchkeeper.run(stop), name="watchkeeper")
-                if self._of.config.homeserver.capture == "triggers":
-                    group.create_task(run_reconciler(self._database, stop), name="reconciler")
-                if self._follows:
-                    group.create_task(self._follow(stop), name="memberships")
-                if self._of.config.homeserver.capture != "none":
-                    cleaner = InboxCleaner(self._database, self._owners, self._cleaned)
-                    group.create_task(cleaner.run(stop), name="inbox-cleaner")
-                if self._reads_synapse():
-                    group.create_task(self._forgotten.run(stop), name="forgotten-events")
+                if self._synapse is not None:
+                    self._synapse.start(group, stop)
                 await stop.wait()
                 going_live.cancel()
                 self._intake.wake.set()  # so that it sees the stop now
-                self._memberships.set()
         finally:
             for site in sites:
                 await site.cleanup()
         log.info("worker.stopped")
 
-    def _reads_synapse(self) -> bool:
-        return self._of.config.homeserver.capture != "none"
+    async def _announce(self, epoch: str) -> list[str]:
+        """Make the registrations known; returns those that are not live yet."""
+        if self._synapse is None:
+            async with self._database.transaction() as conn:
+                none = CaptureMode.NONE
+                await capture_state.write(conn, none, problems=(), unreadable=frozenset())
+            return await announce(self._database, self._owners, epoch=epoch)
+        await self._synapse.begin()
+        waiting = await announce(
+            self._database, self._owners, epoch=epoch, present=self._synapse.present
+        )
+        await self._synapse.look_at_capture()
+        return waiting
 
     async def _go_live(self, appservice_ids: list[str]) -> None:
+        tell_all = None
+        if self._synapse is not None:
+            tell_all = partial(self._synapse.tell_all, appservice_ids)
         while True:
             try:
-                seeding = Seeding(self._database, self._owners, appservice_ids)
-                tell_all = seeding.run if self._follows else None
-                await go_live(self._database, appservice_ids, tell_all=tell_all)
-                return
+                return await go_live(self._database, appservice_ids, tell_all=tell_all)
             except OtherRegistrationsError:
-                log.warning("worker.other_registrations", mend="give all workers the same")
-                return
+                return None  # who has those makes them live
             except DatabaseUnavailableError as error:
                 log.warning("worker.rests", reason=error.reason)
                 await asyncio.sleep(1)
 
-    async def _follow(self, stop: asyncio.Event) -> None:
-        await run_membership_follower(
-            self._database,
-            self._owners,
-            stop,
-            wake=self._memberships,
-            on_told=self._lanes.appended,
-        )
-
     async def _appended(self, appservice_ids: Iterable[str]) -> None:
-        """Wake the lanes here; tell the other workers if some are theirs.
-
-        What came may be the event of a change of membership.
-        """
-        self._memberships.set()
+        """Wake the lanes here; tell the other workers if some are theirs."""
+        if self._synapse is not None:
+            self._synapse.came()
         if not self._lanes.appended(appservice_ids):
             async with self._database.transaction() as conn:
                 await notify(conn, OUTBOX)
@@ -210,12 +188,6 @@ class Worker:
         return context
 
 
-def follows_memberships(of: Loaded) -> bool:
-    """Whether the homeserver's tables of room state are there to read."""
-    homeserver = of.config.homeserver
-    return homeserver.kind == "synapse" and homeserver.capture != "none"
-
-
 def destinations(of: Loaded, owners: Owners) -> Mapping[str, Destination]:
     """Where the lanes lead, and how each appservice wants it."""
     return {
@@ -224,10 +196,3 @@ def destinations(of: Loaded, owners: Owners) -> Mapping[str, Destination]:
         )
         for appservice_id, registration in owners.registrations.items()
     }
-
-
-def cleaned(of: Loaded) -> frozenset[str]:
-    """The appservices whose delivered messages are to leave the homeserver's inbox."""
-    if of.config.homeserver.capture == "none":
-        return frozenset()
-    return frozenset(one.id for one in of.registrations if of.config.settings(one).delete_delivered)

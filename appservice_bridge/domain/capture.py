@@ -1,7 +1,22 @@
-"""The triggers that capture facts in Synapse's tables; who installs them is someone else's."""
+"""How facts are captured in Synapse's tables; who installs the triggers is someone else's."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
+
+
+class CaptureMode(StrEnum):
+    """How facts get out of Synapse's tables.
+
+    Attributes:
+        TRIGGERS: in the homeserver's own DB transaction.
+        POLLING: by reading the same tables twice a second, and before each room event.
+        NONE: not at all; there is no Synapse, or nothing was asked for.
+    """
+
+    TRIGGERS = "triggers"
+    POLLING = "polling"
+    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +82,8 @@ READ: Final = (
     "local_current_membership",
     "appservice_stream_position",
     "application_services_state",
+    "cache_invalidation_stream_by_instance",
+    "schema_version",
     *CAPTURED,
 )
 """Tables of Synapse's that the bridge reads."""

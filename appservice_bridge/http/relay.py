@@ -1,8 +1,8 @@
 """What the homeserver takes for the appservice: the whole Application Service API."""
 
-from collections.abc import Awaitable, Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from secrets import compare_digest
-from typing import Final
+from typing import Final, Protocol
 
 import orjson
 import structlog
@@ -16,8 +16,9 @@ from appservice_bridge.http.wake_homeserver import HomeserverWaker, is_own_ping
 from appservice_bridge.storage import budget as room
 from appservice_bridge.storage import capture_log, dead_letters, lanes, ledger
 from appservice_bridge.storage.capture_log import CapturedKind
-from appservice_bridge.storage.database import Database, DatabaseUnavailableError
+from appservice_bridge.storage.database import Connection, Database, DatabaseUnavailableError
 from appservice_bridge.storage.dead_letters import Buried
+from appservice_bridge.storage.floors import SourceUnreadableError
 from appservice_bridge.storage.ledger import LedgerKey
 
 log = structlog.get_logger(__name__)
@@ -31,6 +32,20 @@ _QUERIES: Final = (
     "/_matrix/app/unstable/{tail:(?s:thirdparty/.*)}",
     "/{tail:(?s:(?:users|rooms)/.*)}",
 )
+
+
+class BeforeTransactions(Protocol):
+    """What has to be in the log before a transaction of the homeserver is."""
+
+    async def before_first_transaction(self, appservice_id: str, body: bytes) -> None:
+        """The first on a connection: the homeserver may have been restarted."""
+
+    async def before_transaction(self, conn: Connection) -> None:
+        """Every one, in the DB transaction that stores it.
+
+        Raises:
+            SourceUnreadableError: store it without.
+        """
 
 
 class Relay:
@@ -50,7 +65,7 @@ class Relay:
         pass_through: PassThrough,
         waker: HomeserverWaker,
         on_rest_ended: Callable[[], None],
-        before_first: Callable[[str, bytes], Awaitable[None]] | None = None,
+        before: BeforeTransactions | None = None,
         budget: Budget = Budget(),  # noqa: B008 - frozen
     ) -> None:
         self._database = database
@@ -59,7 +74,7 @@ class Relay:
         self._pass_through = pass_through
         self._waker = waker
         self._on_rest_ended = on_rest_ended
-        self._before_first = before_first
+        self._before = before
         self._connections: set[tuple[str, object]] = set()
         self._budget = budget
 
@@ -101,19 +116,31 @@ class Relay:
         except web.RequestPayloadError:
             await self._bury(registration.id, "cannot be decompressed")
             return
-        if self._before_first is not None and self._is_first(registration.id, request):
-            await self._before_first(registration.id, body)
+        if self._before is not None and self._is_first(registration.id, request):
+            await self._before.before_first_transaction(registration.id, body)
         txn_id = request.match_info["txn_id"]
+        try:
+            await self._append(registration.id, txn_id, body, self._before)
+        except SourceUnreadableError as error:
+            log.warning("relay.without_keys", appservice=registration.id, reason=error.reason)
+            await self._append(registration.id, txn_id, body, None)
+
+    async def _append(
+        self, appservice_id: str, txn_id: str, body: bytes, before: BeforeTransactions | None
+    ) -> None:
+        """Store it behind whatever has to be in the log before it."""
         limit = self._budget.appservice_bytes
         async with self._database.transaction() as conn:
-            await room.require_room(conn, registration.id, appservice_bytes=limit)
+            await room.require_room(conn, appservice_id, appservice_bytes=limit)
+            if before is not None:
+                await before.before_transaction(conn)
             fresh = await capture_log.append_transaction(
-                conn, registration.id, txn_id=txn_id, body=body
+                conn, appservice_id, txn_id=txn_id, body=body
             )
             if not fresh:
-                key = LedgerKey(registration.id, CapturedKind.TRANSACTION, "repeated")
+                key = LedgerKey(appservice_id, CapturedKind.TRANSACTION, "repeated")
                 await ledger.count(conn, {key: 1})
-        log.debug("relay.stored", appservice=registration.id, bytes=len(body), fresh=fresh)
+        log.debug("relay.stored", appservice=appservice_id, bytes=len(body), fresh=fresh)
 
     def _is_first(self, appservice_id: str, request: web.Request) -> bool:
         """Whether nothing came for the appservice on this connection before.

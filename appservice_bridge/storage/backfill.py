@@ -16,7 +16,7 @@ select distinct stream_id, user_id
 
 HOLD_FLOOR: Final = """
 -- backfill.hold_floor: nobody else appends rows of the inbox meanwhile; what they did is seen
-select true from inbox_floor for update
+select true from stream_floor where stream = 'to_device' for update
 """
 
 COMPARE_AS_SETS: Final = """

@@ -1,15 +1,14 @@
-"""Synapse's inbox compared with the log: what a trigger had to leave out is appended."""
+"""Synapse's inbox compared with the log: what no trigger captured is appended."""
 
 from collections.abc import Sequence
 from typing import Final
 
+from appservice_bridge.blueprint.capture import SET_FLOOR
+from appservice_bridge.domain.synapse_tables import Stream
+from appservice_bridge.storage import floors
 from appservice_bridge.storage.database import Connection
+from appservice_bridge.storage.floors import reading_synapse
 from appservice_bridge.storage.repeats import InboxKey
-
-HOLD_FLOOR: Final = """
--- inbox.hold_floor
-select settled from inbox_floor for update skip locked
-"""
 
 COMPARE_AS_SETS: Final = """
 -- inbox.compare_as_sets: the log has no index on the inbox's key, and is to have none. Statistics
@@ -37,34 +36,13 @@ select 'to_device', i.user_id, i.device_id, i.stream_id,
  limit $2
 """
 
-BOUND: Final = """
--- inbox.bound: every row up to it is committed or never will be
-select min(stream_id) from public.stream_positions where stream_name = 'to_device'
-"""
-
-RAISE_FLOOR: Final = """
--- inbox.raise_floor: only when everything that was captured up to the note is routed
-update inbox_floor f set settled = f.next, next = null
-  from intake_gate g
- where f.next is not null and f.noted_at < clock_timestamp() - make_interval(secs => $1)
-   and g.head >= f.next_seq
-   and not exists (select from intake_gap p where p.first_seq <= f.next_seq)
-   and not exists (select from capture_log c where c.seq <= f.next_seq)
-"""
-
-NOTE_FLOOR: Final = """
--- inbox.note_floor
-update inbox_floor set next = $1, next_seq = (select last_value from capture_seq),
-                       noted_at = clock_timestamp()
- where next is null and settled < $1
-"""
-
 FORGET_TAKEN: Final = """
 -- inbox.forget_taken: what is older than an appservice may be read again, and stays
 delete from taken t using (
     select user_id, device_id, stream_id from taken
      where stream_id > coalesce((select max(stream_id) from attached), 0)
-       and stream_id <= (select settled from inbox_floor) order by stream_id limit $1) old
+       and stream_id <= (select settled from stream_floor where stream = 'to_device')
+     order by stream_id limit $1) old
  where t.user_id = old.user_id and t.device_id = old.device_id and t.stream_id = old.stream_id
 """
 
@@ -73,7 +51,7 @@ FORGET_GONE: Final = """
 with old as (
     select user_id, device_id, stream_id from taken
      where stream_id > $1
-       and stream_id <= least((select settled from inbox_floor),
+       and stream_id <= least((select settled from stream_floor where stream = 'to_device'),
                               (select max(stream_id) from attached))
      order by stream_id fetch first $2 rows with ties
 ), gone as (
@@ -103,26 +81,59 @@ select place, convert_to(message_json, 'UTF8') as body
 """
 
 
+async def set_floor(conn: Connection) -> None:
+    """Start at the present, unless it was started before.
+
+    Raises:
+        SourceUnreadableError: the inbox is not as it was.
+    """
+    with reading_synapse():
+        await conn.execute(SET_FLOOR)
+
+
 async def append_missed(conn: Connection, *, limit: int) -> int | None:
-    """Append inbox rows that were neither captured nor routed; None if another worker does."""
-    settled = await conn.fetchval(HOLD_FLOOR)
+    """Append inbox rows that were neither captured nor routed; None if another worker does.
+
+    Raises:
+        SourceUnreadableError: the inbox is not as it was.
+    """
+    settled = await floors.hold(conn, Stream.TO_DEVICE)
     if settled is None:
         return None
-    await conn.execute(COMPARE_AS_SETS)
-    done = await conn.execute(APPEND_MISSED, settled, limit)
+    with reading_synapse():
+        await conn.execute(COMPARE_AS_SETS)
+        done = await conn.execute(APPEND_MISSED, settled, limit)
     return int(done.split()[2])
 
 
-async def move_floor(conn: Connection, *, settle_seconds: float) -> None:
-    """Raise the floor to what was noted so many seconds ago, and note where it may go next.
+async def poll(conn: Connection, *, limit: int, wait: bool) -> int | None:
+    """The same from where polling left off; None if another worker does, and it is not waited for.
 
-    Only in a DB transaction that holds the floor and found nothing to append. The bound is read
-    before the log's last number, as its own statement: what it covers was then written.
+    The bound is read before the rows, as its own statement: what is read next time may begin
+    above it. Rows above it are taken, too, as far as they are there: what commits late is told
+    from them by its key. Dying anywhere leaves log and position as they were.
+
+    Raises:
+        SourceUnreadableError: the inbox is not as it was.
     """
-    bound = await conn.fetchval(BOUND)
-    await conn.execute(RAISE_FLOOR, settle_seconds)
-    if bound is not None:
-        await conn.execute(NOTE_FLOOR, bound)
+    position = await floors.hold_polled(conn, Stream.TO_DEVICE, wait=wait)
+    if position is None:
+        return None
+    with reading_synapse():
+        bound = await floors.bound(conn, Stream.TO_DEVICE)
+        await conn.execute(COMPARE_AS_SETS)
+        done = await conn.execute(APPEND_MISSED, position, limit)
+    appended = int(done.split()[2])
+    if appended < limit:
+        await floors.set_polled(conn, Stream.TO_DEVICE, bound)
+    return appended
+
+
+async def move_floor(conn: Connection, *, settle_seconds: float) -> None:
+    """Raise the floor, and note where it may go next: see `floors.move`."""
+    with reading_synapse():
+        bound = await floors.bound(conn, Stream.TO_DEVICE)
+    await floors.move(conn, Stream.TO_DEVICE, bound, settle_seconds=settle_seconds)
 
 
 async def forget_taken(conn: Connection, *, batch: int) -> int:
@@ -142,7 +153,7 @@ async def forget_gone(conn: Connection, *, after: int, batch: int) -> int:
 
 async def present(conn: Connection) -> int:
     """Up to where the homeserver has written its stream of to-device messages, all of it."""
-    return await conn.fetchval(BOUND) or 0
+    return await floors.bound(conn, Stream.TO_DEVICE) or 0
 
 
 async def bodies(

@@ -85,16 +85,6 @@ class NotOwnerError(BridgeError):
         self.owner = owner
 
 
-class CaptureMissingError(BridgeError):
-    """The triggers are not there, or disabled: to-device messages would be lost silently."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "the capture is not installed, so no to-device message would be delivered: run "
-            "`appservice-bridge install`, or set homeserver.capture to none"
-        )
-
-
 class WorkerRunsError(BridgeError):
     """A worker uses the tables that are to be removed."""
 
@@ -162,17 +152,6 @@ async def missing_triggers(conn: Connection) -> list[Trigger]:
 async def is_installed(conn: Connection) -> bool:
     """Whether every trigger is there and enabled."""
     return not await missing_triggers(conn)
-
-
-async def require_installed(conn: Connection) -> None:
-    """Refuse to run where nothing is captured.
-
-    Raises:
-        NotSynapseError, CaptureMissingError: as they say.
-    """
-    await require_synapse(conn)
-    if not await is_installed(conn):
-        raise CaptureMissingError
 
 
 async def uninstall(conn: Connection, *, discard_backlog: bool, everything: bool) -> None:

@@ -124,7 +124,12 @@ async def test_it_delivers_once_also_when_what_was_routed_is_forgotten_in_betwee
     await settle_at(pg, 6)
     await routed(intake)
     await forgotten(db)
-    assert await pg.fetchval("select settled from appservice_bridge.inbox_floor") == 6
+    assert (
+        await pg.fetchval(
+            "select settled from appservice_bridge.stream_floor where stream = 'to_device'"
+        )
+        == 6
+    )
     assert await pg.fetchval(TAKEN) == 4  # what came since is forgotten, what is older is not
     assert (await run(files, "bot"))[1].startswith("0 messages")
     await routed(intake)

@@ -11,10 +11,12 @@ import yaml
 
 from appservice_bridge.blueprint.files import known_migrations
 from appservice_bridge.dev.postgres import EmbeddedPostgres
-from tests.support.bridge import Files, registration, write_files
+from appservice_bridge.domain.capture import TRIGGERS
+from appservice_bridge.storage.drift import functions_of_release
+from tests.support.bridge import Files, registration, worker_process, write_files
 from tests.support.command import command
 from tests.support.dump import schema_dump
-from tests.support.facts import Connection, make_synapse_tables, send
+from tests.support.facts import Connection, make_synapse_tables, outbox, send
 
 BOT = "@b_1:example.org"
 
@@ -186,23 +188,80 @@ async def test_deleting_from_the_inbox_is_asked_for_only_where_an_appservice_opt
     assert "REVOKE DELETE" not in out
 
 
-async def test_running_without_the_capture_is_refused_and_the_command_is_named(
+async def test_running_without_synapse_s_tables_is_refused(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    bot = registration("bot", "http://127.0.0.1:9")
+    for capture in ("triggers", "polling"):
+        files = write_files(tmp_path, database, [bot], capture=capture)
+        code, _, err = await command("run", "--config", str(files.config))
+        assert (code, "no tables of Synapse" in err) == (1, True)
+
+
+async def test_running_without_the_triggers_starts_in_polling_and_says_so(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    bot = registration("bot", "http://127.0.0.1:9", users=["@b_.*"])
+    files = write_files(tmp_path, database, [bot], capture="triggers")
+    await make_synapse_tables(pg)
+    async with worker_process(files) as running:
+        told = running.log.read_text()
+        assert "trigger appservice_bridge_insert on table device_inbox is not there" in told
+        assert "run `appservice-bridge install`" in told
+        await send(pg, BOT, 1, n=1)
+        await until_routed(pg, [1])
+    code, out, err = await command("status", "--config", str(files.config))
+    assert (code, "capture: polling instead of triggers since" in err) == (0, True)
+    assert "is not there: run `appservice-bridge install`" in err
+    _, out, _ = await command("status", "--json", "--config", str(files.config))
+    capture = json.loads(out)["capture"]
+    assert (capture["mode"], capture["left_out"]) == ("polling", [])
+    assert len(capture["problems"]) == len(TRIGGERS) + len(functions_of_release())
+
+
+async def test_a_disabled_trigger_is_made_anew_by_install(
     pg: Connection, database: str, tmp_path: Path
 ) -> None:
     bot = registration("bot", "http://127.0.0.1:9")
     files = write_files(tmp_path, database, [bot], capture="triggers")
-    code, _, err = await command("run", "--config", str(files.config))
-    assert (code, "no tables of Synapse" in err) == (1, True)
     await make_synapse_tables(pg)
-    code, _, err = await command("run", "--config", str(files.config))
-    assert (code, "run `appservice-bridge install`" in err) == (1, True)
-    assert (await command("install", "--config", str(files.config)))[0] == 0
-    await pg.execute("alter table public.device_inbox disable trigger user")
-    assert (await command("run", "--config", str(files.config)))[0] == 1
-    code, _, err = await command("install", "--config", str(files.config))
+    for _ in range(2):
+        code, _, err = await command("install", "--config", str(files.config))
+        assert (code, err) == (0, "")
+        await send(pg, BOT, 1)
+        await pg.execute("alter table public.device_inbox disable trigger user")
+    assert await pg.fetchval("select count(*) from appservice_bridge.capture_log") == 2
+
+
+async def test_polling_needs_no_right_but_to_read_and_makes_no_trigger(
+    synapse_owner: Connection, files: Files
+) -> None:
+    text = files.config.read_text()
+    files.config.write_text(text.replace("capture: triggers", "capture: polling"))
+    config = ("--config", str(files.config))
+    _, grants, _ = await command("install", "--print-grants", *config)
+    assert "TRIGGER" not in grants
+    await grant_what_is_printed(synapse_owner, files)
+    assert (await command("migrate", *config))[0] == 0
+    code, out, err = await command("install", *config)
     assert (code, err) == (0, "")
-    await send(pg, BOT, 1)
-    assert await pg.fetchval("select count(*) from appservice_bridge.capture_log") == 1
+    assert "no trigger made" in out
+    ours = "select count(*) from pg_trigger where tgname like 'appservice%'"
+    assert await synapse_owner.fetchval(ours) == 0
+    async with worker_process(files) as running:
+        await send(synapse_owner, BOT, 1, n=1)
+        await synapse_owner.execute("reset role")
+        await until_routed(synapse_owner, [1])
+        assert "drift.found" not in running.log.read_text()
+    code, _, err = await command("status", *config)
+    assert (code, err) == (0, "")
+
+
+async def until_routed(pg: Connection, wanted: list[int]) -> None:
+    """Wait until these messages are on their way."""
+    async with asyncio.timeout(15):
+        while await outbox(pg) != wanted:
+            await asyncio.sleep(0.1)
 
 
 async def test_a_restored_dump_gets_a_new_epoch(

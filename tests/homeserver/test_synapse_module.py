@@ -25,7 +25,7 @@ MODULE: Final = "appservice_bridge.synapse.Module"
 ROWS: Final = {
     "versions": "select number, name from appservice_bridge.schema_version order by 1",
     "foreign": "select user_id from appservice_bridge.foreign_user order by 1",
-    "floor": "select settled, next from appservice_bridge.inbox_floor",
+    "floor": "select settled, next from appservice_bridge.stream_floor where stream = 'to_device'",
     "appservices": "select appservice_id from appservice_bridge.appservice",
     "triggers": "select tgrelid::regclass::text, tgname, tgenabled from pg_trigger"
     " where tgname ~ '^appservice_bridge' order by 1, 2",

@@ -6,19 +6,27 @@ from typing import Any, TypeAlias
 
 import asyncpg
 
+from appservice_bridge.domain.supported import NEWEST_SCHEMA_VERSION
 from appservice_bridge.storage import synapse
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 SCHEMA = "storage/schema/main/full_schemas/72/full.sql.postgres"
+COUNTS = "count_e2e_one_time_keys"
+VERSIONS = "storage/schema/common/schema_version.sql"
 
 
 async def make_synapse_tables(pg: Connection) -> None:
     """The tables of the Synapse release that is installed here, from its own schema file."""
     await pg.execute("set search_path = public")
     await pg.execute((files("synapse") / SCHEMA).read_text())
+    await pg.execute((files("synapse") / VERSIONS).read_text())
     await pg.execute("reset search_path")
     await pg.execute("insert into stream_positions values ('to_device', 'master', 0)")
+    await pg.execute(
+        "insert into public.schema_version (version, upgraded) values ($1, false)",
+        NEWEST_SCHEMA_VERSION,
+    )
 
 
 async def attach(pg: Connection) -> None:
@@ -41,6 +49,49 @@ async def send(pg: Connection, user: str, stream_id: int, **content: Any) -> Non
         user,
         stream_id,
         message(**content),
+    )
+
+
+async def change_device(pg: Connection, user: str, device: str, stream_id: int) -> None:
+    """A row of the stream of device lists, as Synapse writes it."""
+    await pg.execute(
+        "insert into public.device_lists_stream (stream_id, user_id, device_id)"
+        " values ($1, $2, $3)",
+        stream_id,
+        user,
+        device,
+    )
+
+
+async def sign(pg: Connection, user: str, stream_id: int, *signed: str) -> None:
+    """A row of the stream of signatures, as Synapse writes it."""
+    await pg.execute(
+        "insert into public.user_signature_stream (stream_id, from_user_id, user_ids)"
+        " values ($1, $2, $3)",
+        stream_id,
+        user,
+        json.dumps(signed),
+    )
+
+
+async def invalidate(pg: Connection, stream_id: int, *keys: str, cache: str = COUNTS) -> None:
+    """What Synapse writes in the DB transaction that changes the keys of a device."""
+    await pg.execute(
+        "insert into public.cache_invalidation_stream_by_instance"
+        " (stream_id, instance_name, cache_func, keys, invalidation_ts)"
+        " values ($1, 'master', $2, $3, extract(epoch from clock_timestamp()) * 1000)",
+        stream_id,
+        cache,
+        list(keys),
+    )
+
+
+async def add_device(pg: Connection, user: str, device: str) -> None:
+    """A device that is there."""
+    await pg.execute(
+        "insert into public.devices (user_id, device_id, hidden) values ($1, $2, false)",
+        user,
+        device,
     )
 
 

@@ -206,14 +206,17 @@ def write_registrations(
 
 
 def _write_bridge_config(of: Homeserver, more: Mapping[str, Any]) -> None:
-    document = {
+    document: JsonDict = {
         "database": of.dsn,
         "homeserver": {"kind": "synapse", "server_name": SERVER, "url": of.url},
         "listen": {"relay": of.bridge.relay.address, "admin": of.bridge.admin.address},
         "registrations": ["registration_*.yaml"],
         "delivery": {"backoff": {"first_seconds": 0.1, "ceiling_seconds": 1.0}},
     }
-    of.bridge.config.write_text(yaml.safe_dump(document | dict(more)))
+    for key, value in more.items():
+        section = document.get(key)
+        document[key] = section | value if isinstance(section, dict) else value
+    of.bridge.config.write_text(yaml.safe_dump(document))
 
 
 class RefusedError(Exception):
