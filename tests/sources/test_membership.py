@@ -12,7 +12,6 @@ from appservice_bridge.sources.membership_follower import run_membership_followe
 from appservice_bridge.storage import membership_stream
 from appservice_bridge.storage.database import Connection as Conn
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
-from appservice_bridge.storage.membership_stream import Cursor, Delta, Deltas, moved
 from tests.support.facts import Connection
 from tests.support.intake import registered
 from tests.support.memberships import Memberships, begin, memberships, residents, told, tracked
@@ -83,6 +82,18 @@ async def test_a_change_of_profile_is_nothing(
     await rooms.change("!1", alice="join", b_1="join")
     await follow(db)
     assert await told(pg) == {}
+
+
+async def test_who_should_be_tracked_and_is_not_is_told_with_the_next_change_of_any_kind(
+    pg: Connection, db: Database, rooms: Memberships
+) -> None:
+    await rooms.change("!1", b_1="join", alice="join")
+    await follow(db)
+    await told(pg)
+    await pg.execute("delete from appservice_bridge.tracked")
+    await rooms.change("!1", alice="join")
+    await follow(db)
+    assert await told(pg) == {"alice": "changed"}
 
 
 @pytest.mark.parametrize("how", ["leave", "ban"])
@@ -260,34 +271,20 @@ async def test_an_idle_second_writer_holds_the_cursor_back_for_a_minute_and_no_l
     assert tuple(await pg.fetchrow(CURSOR) or ()) == (1, [2])  # noted a moment ago
 
 
-def deltas(*ids: int, bound: int, whole: bool = True) -> Deltas:
-    rows = tuple(Delta(stream_id=n, room_id="!", user_id="@", was_joined=False) for n in ids)
-    return Deltas(bound=bound, rows=rows, whole=whole)
-
-
-def test_the_cursor_never_passes_what_a_full_batch_left_behind() -> None:
-    after = moved(Cursor(settled=2), deltas(3, 5, bound=9, whole=False))
-    assert (after.settled, after.recent) == (5, ())
-    old = Cursor(settled=2, recent=(8,), noted=8, is_old=True)
-    after = moved(old, deltas(3, 5, bound=0, whole=False))
-    assert (after.settled, after.recent, after.noted) == (5, (8,), 8)
-
-
-def test_no_more_than_so_many_ids_are_remembered() -> None:
-    after = moved(Cursor(settled=0), deltas(1, 2, 3, 4, bound=0), most_recent=3)
-    assert (after.settled, after.recent) == (1, (2, 3, 4))
-
-
 async def test_a_commit_of_more_rows_than_a_batch_is_followed_whole(
     pg: Connection, db: Database, rooms: Memberships
 ) -> None:
     people = {f"p{n}": "join" for n in range(5)}
     await rooms.change("!1", b_1="join", **people)
-    await rooms.change("!1", p0="leave")
-    assert not (await follow_once(db, BOT, limit=2)).done
-    assert tuple(await pg.fetchrow(CURSOR) or ()) == (1, [])
     await follow(db)
-    assert await tracked(pg) == {"p1", "p2", "p3", "p4"}
+    assert await tracked(pg) == set(people)
+    await rooms.change("!1", **dict.fromkeys(people, "leave"))
+    await rooms.change("!1", late="join")
+    assert not (await follow_once(db, BOT, limit=2)).done
+    assert tuple(await pg.fetchrow(CURSOR) or ()) == (2, [])
+    assert await tracked(pg) == set()
+    await follow(db)
+    assert await tracked(pg) == {"late"}
 
 
 async def test_of_two_workers_one_follows_and_the_other_does_nothing(
