@@ -33,7 +33,11 @@ from appservice_bridge.routing.intake import Intake
 from appservice_bridge.routing.seeding import OtherRegistrationsError
 from appservice_bridge.sources.watchkeeper import Watchkeeper
 from appservice_bridge.storage import capture_state
-from appservice_bridge.storage.database import Database, DatabaseUnavailableError
+from appservice_bridge.storage.database import (
+    Database,
+    DatabaseUnavailableError,
+    SourceUnreadableError,
+)
 from appservice_bridge.storage.identity import current_epoch
 from appservice_bridge.storage.notifications import CAPTURE, OUTBOX, listen, notify
 
@@ -155,6 +159,9 @@ class Worker:
                 return await go_live(self._database, appservice_ids, tell_all=tell_all)
             except OtherRegistrationsError:
                 return None  # who has those makes them live
+            except SourceUnreadableError as error:
+                log.error("worker.not_live", reason=error.reason)
+                await asyncio.sleep(30)
             except DatabaseUnavailableError as error:
                 log.warning("worker.rests", reason=error.reason)
                 await asyncio.sleep(1)

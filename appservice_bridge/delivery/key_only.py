@@ -9,7 +9,12 @@ from appservice_bridge.domain.raw_json import MalformedError
 from appservice_bridge.domain.to_device import to_device_item
 from appservice_bridge.domain.transaction import Item, Kind
 from appservice_bridge.storage import dead_letters, inbox, ledger, outbox
-from appservice_bridge.storage.database import Connection
+from appservice_bridge.storage.database import (
+    Connection,
+    DatabaseUnavailableError,
+    SourceUnreadableError,
+    reading_synapse,
+)
 from appservice_bridge.storage.dead_letters import Buried
 from appservice_bridge.storage.ledger import LedgerKey
 from appservice_bridge.storage.repeats import InboxKey
@@ -27,12 +32,19 @@ async def filled(
     They are written into the outbox in the DB transaction that seals them, so that a retry finds
     the same bytes; dying before its commit leaves the keys as they were. What the homeserver
     does not hold any more is buried, and is dropped from the outbox.
+
+    Raises:
+        DatabaseUnavailableError: the inbox cannot be read as it is now.
     """
     bare = [item.position for item in items if item.kind is Kind.TO_DEVICE and not item.payload]
     if not bare:
         return items
     keys = await outbox.inbox_keys(conn, appservice_id, bare)
-    bodies = await inbox.bodies(conn, [keys[one] for one in bare], max_bytes=max_bytes)
+    try:
+        with reading_synapse():
+            bodies = await inbox.bodies(conn, [keys[one] for one in bare], max_bytes=max_bytes)
+    except SourceUnreadableError as error:
+        raise DatabaseUnavailableError(error.reason) from None  # the lane waits; others go on
     looked_at = dict(zip(bare, bodies, strict=False))
     payloads, dead = _flattened(appservice_id, keys, looked_at)
     if payloads:

@@ -15,7 +15,9 @@ from appservice_bridge.http.answers import error
 from appservice_bridge.http.batch import Batch, RefusedBatchError, Verdict, judge, read_batch
 from appservice_bridge.http.homeserver_keys import HomeserverKeys, KeysUnavailableError
 from appservice_bridge.http.signatures import require_signature
+from appservice_bridge.storage import budget as room
 from appservice_bridge.storage import ingest, ledger
+from appservice_bridge.storage.budget import OverBudgetError
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
 from appservice_bridge.storage.ledger import LedgerKey
 
@@ -59,6 +61,9 @@ class Ingest:
         except RefusedBatchError as refused:
             log.warning("ingest.refused", errcode=refused.errcode, reason=refused.message)
             return error(refused.status, refused.errcode, refused.message)
+        except OverBudgetError:
+            log.warning("ingest.over_budget")
+            return error(503, "M_LIMIT_EXCEEDED", "no room for it now; send it again")
         except (DatabaseUnavailableError, KeysUnavailableError) as unavailable:
             log.warning("ingest.rests", reason=unavailable.reason)
             return error(503, "M_UNKNOWN", "appservice_bridge cannot take it now; send it again")
@@ -85,6 +90,8 @@ class Ingest:
         answer = json.dumps({"results": [verdict.told for verdict in verdicts]}).encode()
         digest = batch.digest()
         async with self._database.transaction() as conn:
+            if await room.is_used_up(conn):  # ingested payloads are nowhere else
+                raise OverBudgetError
             if await ingest.remember(conn, batch.batch_id, digest=digest, answer=answer):
                 rows = [row for one in verdicts if one.fact for row in one.fact.rows]
                 if rows:

@@ -16,9 +16,13 @@ from appservice_bridge.http.wake_homeserver import HomeserverWaker, is_own_ping
 from appservice_bridge.storage import budget as room
 from appservice_bridge.storage import capture_log, dead_letters, lanes, ledger
 from appservice_bridge.storage.capture_log import CapturedKind
-from appservice_bridge.storage.database import Connection, Database, DatabaseUnavailableError
+from appservice_bridge.storage.database import (
+    Connection,
+    Database,
+    DatabaseUnavailableError,
+    SourceUnreadableError,
+)
 from appservice_bridge.storage.dead_letters import Buried
-from appservice_bridge.storage.floors import SourceUnreadableError
 from appservice_bridge.storage.ledger import LedgerKey
 
 log = structlog.get_logger(__name__)

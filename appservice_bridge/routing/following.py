@@ -65,8 +65,12 @@ async def follow_once(
 
     Dying anywhere leaves everything as it was: it is one DB transaction. Every change is decided
     by what holds now, so that one that comes late, or twice, does no harm.
+
+    Raises:
+        DatabaseUnavailableError: nothing was followed, or the commit's answer was lost.
+        SourceUnreadableError: Synapse's tables are not as they were.
     """
-    async with database.transaction() as conn:
+    async with database.beside_synapse() as conn:
         cursor = await membership_stream.hold_cursor(conn, settle_seconds=settle_seconds)
         if cursor is None or not await capture_log.same_registrations(conn, owners.digest()):
             return Followed()

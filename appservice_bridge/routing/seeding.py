@@ -77,6 +77,7 @@ class Seeding:
         Raises:
             DatabaseUnavailableError: some of it may be done; do it again.
             OtherRegistrationsError: as it says.
+            SourceUnreadableError: Synapse's tables are not as they were.
         """
         await self._begin()
         for appservice_id in self._chosen:
@@ -169,7 +170,7 @@ class Seeding:
     @asynccontextmanager
     async def _held(self) -> AsyncIterator[Connection]:
         """A DB transaction in which nobody follows, and these registrations are the ones."""
-        async with self._database.transaction() as conn:
+        async with self._database.beside_synapse() as conn:
             held = await membership_stream.wait_for_cursor(conn)
             if not held or not await capture_log.same_registrations(conn, self._owners.digest()):
                 raise OtherRegistrationsError

@@ -19,9 +19,14 @@ from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.sources.polling import Polling
 from appservice_bridge.storage import capture_state, device_streams, drift, inbox, key_changes
 from appservice_bridge.storage.capture_state import CaptureState
-from appservice_bridge.storage.database import Connection, Database, DatabaseUnavailableError
+from appservice_bridge.storage.database import (
+    Connection,
+    Database,
+    DatabaseUnavailableError,
+    SourceUnreadableError,
+    reading_synapse,
+)
 from appservice_bridge.storage.drift import Problem
-from appservice_bridge.storage.floors import SourceUnreadableError, reading_synapse
 
 log = structlog.get_logger(__name__)
 

@@ -34,12 +34,18 @@ from appservice_bridge.sources.event_reader import (
     replaced_state,
 )
 from appservice_bridge.storage import dead_letters, ledger, notifications, room_events
-from appservice_bridge.storage.database import Connection, Database, DatabaseUnavailableError
+from appservice_bridge.storage.database import (
+    Connection,
+    Database,
+    DatabaseUnavailableError,
+    SourceUnreadableError,
+)
 from appservice_bridge.storage.dead_letters import Buried
 from appservice_bridge.storage.ledger import LedgerKey
 
 log = structlog.get_logger(__name__)
 
+UNREADABLE_PAUSE_SECONDS: Final = 30.0  # the drift guard says what is missing
 EVERY_SECONDS: Final = 5.0
 QUIET_SECONDS: Final = 10.0
 RESTING_SECONDS: Final = 30.0  # it is woken from its rests when the relay can store again
@@ -100,6 +106,7 @@ class ForgottenEvents:
         self._resting_seconds = resting_seconds
         self._notes: dict[str, Note] = {}
         self._stall: Note | None = None
+        self._told_off = False
 
     async def run(self, stop: asyncio.Event, *, every_seconds: float = EVERY_SECONDS) -> None:
         """Compare every so often, until `stop` is set; what cannot be asked now is asked later."""
@@ -114,7 +121,15 @@ class ForgottenEvents:
                 await self.look_once()
             except (DatabaseUnavailableError, HomeserverAwayError) as error:
                 log.info("forgotten_events.rests", reason=error.reason)
+            except SourceUnreadableError as error:
+                log.warning("forgotten_events.left_out", reason=error.reason)
+                await set_within(stop, UNREADABLE_PAUSE_SECONDS)
             await set_within(stop, every_seconds)
+
+    def _tell_off(self) -> None:
+        if not self._told_off:
+            log.error("forgotten_events.off", mend="appservice-bridge install --print-grants")
+        self._told_off = True
 
     async def look_once(self) -> int:
         """One comparison for every appservice; returns how many events were recovered.
@@ -122,10 +137,11 @@ class ForgottenEvents:
         Raises:
             DatabaseUnavailableError, HomeserverAwayError: some were not compared.
         """
-        async with self._database.transaction() as conn:
+        async with self._database.beside_synapse() as conn:
             if not await room_events.readable(conn):
-                log.error("forgotten_events.off", mend="appservice-bridge install --print-grants")
+                self._tell_off()
                 return 0
+            self._told_off = False
             if await room_events.log_is_long(conn):
                 return 0
             position, latest = await room_events.position(conn)
@@ -192,7 +208,7 @@ class ForgottenEvents:
 
     async def _missing(self, appservice_id: str, cursor: int, bound: int) -> tuple[Missing, int]:
         """What is missing of the next slice, and where it ends."""
-        async with self._database.transaction() as conn:
+        async with self._database.beside_synapse() as conn:
             unseen = await room_events.unseen(
                 conn, appservice_id, after=cursor, to=bound, limit=SLICE
             )
@@ -216,7 +232,7 @@ class ForgottenEvents:
 
     async def _forgotten(self, appservice_id: str, note: Note, now: float) -> bool:
         """Whether Synapse cannot hold any more what is missing up to the note."""
-        async with self._database.transaction() as conn:
+        async with self._database.beside_synapse() as conn:
             holding = await room_events.holding(
                 conn, appservice_id, bound=note.bound, quiet_seconds=self._quiet_seconds
             )
@@ -230,7 +246,7 @@ class ForgottenEvents:
         read = await self._read(missing) if missing.events else []
         if to <= cursor:
             return 0
-        async with self._database.transaction() as conn:
+        async with self._database.beside_synapse() as conn:
             await room_events.raise_cursor(conn, missing.registration.id, at=cursor, to=to)
             await _put(conn, missing, read)
         return sum(one is not None for one in read)
@@ -267,7 +283,7 @@ class ForgottenEvents:
 
     async def _stored(self, event: RoomEvent, *, anyway: bool) -> bytes | None:
         """The event out of Synapse's tables, if it is plain; a redacted membership `anyway`."""
-        async with self._database.transaction() as conn:
+        async with self._database.beside_synapse() as conn:
             stored = await room_events.stored(conn, event.event_id)
             if stored is None or not (stored.plain or anyway):
                 return None
@@ -297,7 +313,7 @@ class ForgottenEvents:
             log.warning("forgotten_events.late", appservice=appservice_id, reason=str(error))
 
     async def _recover_before(self, appservice_id: str, event_ids: Sequence[str]) -> None:
-        async with self._database.transaction() as conn:
+        async with self._database.beside_synapse() as conn:
             if not event_ids or not await room_events.readable(conn):
                 return
             unseen = await room_events.unseen_before(conn, appservice_id, event_ids, limit=BATCH)
@@ -311,7 +327,7 @@ class ForgottenEvents:
         shown = [(event, one) for event, one in pairs if one is not None]
         if shown:
             missing = replace(missing, events=[event for event, _ in shown])
-            async with self._database.transaction() as conn:
+            async with self._database.beside_synapse() as conn:
                 await _put(conn, missing, [one for _, one in shown])
         return len(shown)
 

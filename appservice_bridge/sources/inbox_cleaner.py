@@ -29,13 +29,19 @@ import structlog
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.storage import inbox_cleaning, ledger
-from appservice_bridge.storage.database import Connection, Database, DatabaseUnavailableError
+from appservice_bridge.storage.database import (
+    Connection,
+    Database,
+    DatabaseUnavailableError,
+    SourceUnreadableError,
+)
 from appservice_bridge.storage.inbox_cleaning import Delivered, Device, InboxMovedError
 from appservice_bridge.storage.ledger import LedgerKey
 
 log = structlog.get_logger(__name__)
 
 EVERY_SECONDS: Final = 5.0
+UNREADABLE_PAUSE_SECONDS: Final = 30.0  # the drift guard says what is missing
 GRACE_SECONDS: Final = 10.0
 FORGET_EVERY_SECONDS: Final = 600.0
 BATCH: Final = 100
@@ -74,6 +80,9 @@ class InboxCleaner:
                 await self.clean_once(stop)
             except DatabaseUnavailableError as error:
                 log.info("inbox_cleaner.rests", reason=error.reason)
+            except SourceUnreadableError as error:
+                log.warning("inbox_cleaner.left_out", reason=error.reason)
+                await set_within(stop, UNREADABLE_PAUSE_SECONDS)
             await set_within(stop, EVERY_SECONDS)
 
     async def clean_once(self, stop: asyncio.Event | None = None) -> int:
@@ -81,11 +90,12 @@ class InboxCleaner:
 
         Raises:
             DatabaseUnavailableError: also where a row of the inbox stayed locked.
+            SourceUnreadableError: Synapse's tables are not as they were.
         """
         cleaned = 0
         while stop is None or not stop.is_set():
             try:
-                async with self._database.transaction() as conn:
+                async with self._database.beside_synapse() as conn:
                     settled, deleted = await self._batch(conn)
             except InboxMovedError:
                 break

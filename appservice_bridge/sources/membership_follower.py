@@ -9,11 +9,16 @@ import structlog
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.routing.following import Followed, follow_once
-from appservice_bridge.storage.database import Database, DatabaseUnavailableError
+from appservice_bridge.storage.database import (
+    Database,
+    DatabaseUnavailableError,
+    SourceUnreadableError,
+)
 
 log = structlog.get_logger(__name__)
 
 POLL_SECONDS: Final = 1.0  # the wake-up is a courtesy; the poll alone must do
+UNREADABLE_PAUSE_SECONDS: Final = 30.0  # the drift guard says what is missing
 PAUSE_SECONDS: Final = 0.05  # between two looks, however often it is woken
 
 
@@ -36,6 +41,10 @@ async def run_membership_follower(
         except DatabaseUnavailableError as error:
             log.warning("membership.rests", reason=error.reason)
             followed = Followed()
+        except SourceUnreadableError as error:
+            log.warning("membership.left_out", reason=error.reason)
+            followed = Followed()
+            await set_within(stop, UNREADABLE_PAUSE_SECONDS)
         if followed.told:
             on_told(followed.told)
         await set_within(stop, PAUSE_SECONDS)

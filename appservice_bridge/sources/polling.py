@@ -24,8 +24,12 @@ from appservice_bridge.storage import (
     notifications,
 )
 from appservice_bridge.storage.capture_state import CaptureState
-from appservice_bridge.storage.database import Connection, Database, DatabaseUnavailableError
-from appservice_bridge.storage.floors import SourceUnreadableError
+from appservice_bridge.storage.database import (
+    Connection,
+    Database,
+    DatabaseUnavailableError,
+    SourceUnreadableError,
+)
 
 log = structlog.get_logger(__name__)
 

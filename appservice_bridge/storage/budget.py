@@ -24,8 +24,9 @@ select coalesce((select keys_only from capture_watch), false)
 class OverBudgetError(BridgeError):
     """There is no room for more; whoever brings it must keep it and come again."""
 
-    def __init__(self, appservice_id: str) -> None:
-        super().__init__(f"no room for more of appservice {appservice_id}")
+    def __init__(self, appservice_id: str | None = None) -> None:
+        whose = "anyone" if appservice_id is None else f"appservice {appservice_id}"
+        super().__init__(f"no room for more of {whose}")
         self.appservice_id = appservice_id
 
 

@@ -81,6 +81,33 @@ class DatabaseFaultError(BridgeError):
         self.reason = reason
 
 
+class SourceUnreadableError(BridgeError):
+    """A table of the homeserver's cannot be read as it is; leave it out, the drift guard says why.
+
+    Attributes:
+        reason: sqlstate, and what Postgres says of tables, columns and rights.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"a table of the homeserver's cannot be read: {reason}")
+        self.reason = reason
+
+
+@contextmanager
+def reading_synapse() -> Iterator[None]:
+    """Tell a table that changed, or a right that went, from a fault of ours.
+
+    Raises:
+        SourceUnreadableError: as it says; the DB transaction is of no more use.
+    """
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        if (error.sqlstate or "").startswith("42"):  # it names tables and columns, never values
+            raise SourceUnreadableError(f"sqlstate {error.sqlstate}: {error}") from None
+        raise
+
+
 def _named(error: Exception) -> BridgeError | None:
     """The bridge's name for a driver error; None if it is none."""
     if isinstance(error, asyncpg.PostgresError):
@@ -231,6 +258,17 @@ class Database:
                 except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError):
                     conn.terminate()  # its protocol state is unknown
                     raise
+
+    @asynccontextmanager
+    async def beside_synapse(self) -> AsyncIterator[Connection]:
+        """The same, for what reads the homeserver's tables.
+
+        Raises:
+            SourceUnreadableError: they are not as they were.
+        """
+        async with self.transaction() as conn:
+            with reading_synapse():
+                yield conn
 
     async def require_writable(self) -> None:
         """Ask whether facts can be stored now.

@@ -8,8 +8,7 @@ from appservice_bridge.domain.synapse_tables import (
     Stream,
 )
 from appservice_bridge.storage import floors, inbox
-from appservice_bridge.storage.database import Connection
-from appservice_bridge.storage.floors import reading_synapse
+from appservice_bridge.storage.database import Connection, reading_synapse
 
 TABLES: Final = DEVICE_LIST_TABLES | SIGNATURE_TABLES
 

@@ -8,7 +8,11 @@ from typing import Final, NamedTuple
 import asyncpg
 
 from appservice_bridge.domain.device_updates import DeviceKeys, DeviceListUpdate
-from appservice_bridge.storage.database import Connection
+from appservice_bridge.storage.database import (
+    Connection,
+    SourceUnreadableError,
+    reading_synapse,
+)
 
 CHANGE_LISTS: Final = """
 -- device_updates.change_lists
@@ -254,13 +258,10 @@ async def _recount(conn: Connection, rows: Sequence[asyncpg.Record]) -> list[Dev
         return []
     devices = [[row["user_id"] for row in rows], [row["device_id"] for row in rows]]
     try:
-        async with conn.transaction():
-            counted = await conn.fetch(COUNT_KEYS, *devices)
-    except (
-        asyncpg.UndefinedTableError,
-        asyncpg.UndefinedColumnError,
-        asyncpg.InsufficientPrivilegeError,
-    ):
+        with reading_synapse():
+            async with conn.transaction():
+                counted = await conn.fetch(COUNT_KEYS, *devices)
+    except SourceUnreadableError:
         return None
     return [_as_said(row) for row in counted]
 

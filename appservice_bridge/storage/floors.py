@@ -1,12 +1,7 @@
 """Up to where each stream of the homeserver's was compared with the log; its row is the lock."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
-import asyncpg
-
-from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.synapse_tables import Stream
 from appservice_bridge.storage.database import Connection
 
@@ -52,33 +47,6 @@ update stream_floor set next = $2, next_seq = (select last_value from capture_se
                         noted_at = clock_timestamp()
  where stream = $1 and next is null and settled < $2
 """
-
-
-class SourceUnreadableError(BridgeError):
-    """A table of the homeserver's cannot be read as it is; leave it out, the drift guard says why.
-
-    Attributes:
-        reason: sqlstate, and what Postgres says of tables, columns and rights.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"a table of the homeserver's cannot be read: {reason}")
-        self.reason = reason
-
-
-@contextmanager
-def reading_synapse() -> Iterator[None]:
-    """Tell a table that changed, or a right that went, from a fault of ours.
-
-    Raises:
-        SourceUnreadableError: as it says; the DB transaction is of no more use.
-    """
-    try:
-        yield
-    except asyncpg.PostgresError as error:
-        if (error.sqlstate or "").startswith("42"):  # it names tables and columns, never values
-            raise SourceUnreadableError(f"sqlstate {error.sqlstate}: {error}") from None
-        raise
 
 
 async def hold(conn: Connection, stream: Stream) -> int | None:

@@ -6,8 +6,7 @@ from typing import Final
 from appservice_bridge.blueprint.capture import SET_FLOOR
 from appservice_bridge.domain.synapse_tables import Stream
 from appservice_bridge.storage import floors
-from appservice_bridge.storage.database import Connection
-from appservice_bridge.storage.floors import reading_synapse
+from appservice_bridge.storage.database import Connection, reading_synapse
 from appservice_bridge.storage.repeats import InboxKey
 
 COMPARE_AS_SETS: Final = """

@@ -4,8 +4,7 @@ from typing import Final, NamedTuple
 
 from appservice_bridge.domain.synapse_tables import Stream
 from appservice_bridge.storage import floors, inbox
-from appservice_bridge.storage.database import Connection
-from appservice_bridge.storage.floors import reading_synapse
+from appservice_bridge.storage.database import Connection, reading_synapse
 
 # What Synapse drops from its caches in the DB transaction that changes the keys of a device.
 CACHES: Final = ("count_e2e_one_time_keys", "get_e2e_unused_fallback_key_types")

@@ -1,5 +1,6 @@
 """A batch of facts is taken from the homeserver and from nobody else, and reaches appservices."""
 
+import asyncio
 import gzip
 import json
 from pathlib import Path
@@ -281,3 +282,16 @@ async def test_a_body_over_64_mib_is_refused(
         body = b"{" + b" " * MAX_BODY_BYTES + b"}"
         assert (await hs.put("1", body)).refusal == (413, "M_TOO_LARGE")
     assert await pg.fetchval(BATCHES) == 0
+
+
+async def test_over_the_budget_a_batch_waits_with_its_homeserver(
+    pg: "asyncpg.Connection[asyncpg.Record]", database: str, tmp_path: Path
+) -> None:
+    async with one_bot(tmp_path, database) as (bot, hs):
+        await asyncio.sleep(0.5)  # the first look at the budget is over
+        await pg.execute("update appservice_bridge.capture_watch set keys_only = true")
+        assert (await hs.send("batch", message(1))).refusal == (503, "M_LIMIT_EXCEEDED")
+        assert await pg.fetchval(BATCHES) == 0
+        await pg.execute("update appservice_bridge.capture_watch set keys_only = false")
+        assert (await hs.send("batch", message(1))).results == [{"status": "accepted"}]
+        await bot.until(lambda: len(bot.to_device) == 1)
