@@ -103,6 +103,26 @@ async def test_an_appservice_that_did_not_wait_would_be_live_and_miss_a_message(
     assert await going_live_beside_an_open_transaction(pg, database, db) == [True, [2]]
 
 
+async def test_it_is_told_of_all_devices_only_when_no_change_of_them_is_left_out_any_more(
+    pg: Connection, database: str, db: Database
+) -> None:
+    await attach(pg)
+    told: list[bool] = []
+
+    async def tell_all() -> None:
+        told.append(await pg.fetchval(LIVE))
+
+    homeserver, opened = await an_open_homeserver_transaction(database)
+    waiting = await announce(db, registered(("new", "@n_.*")), epoch="test")
+    announced = asyncio.create_task(go_live(db, waiting, tell_all=tell_all))
+    await asyncio.sleep(0.4)
+    assert told == []
+    await opened.commit()  # type: ignore[attr-defined]
+    await homeserver.close()
+    await announced
+    assert told == [False]  # and dying in it leaves the next start to do it again
+
+
 async def test_users_of_a_registration_that_comes_back_are_looked_for_again(
     pg: Connection, db: Database
 ) -> None:
