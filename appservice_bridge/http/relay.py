@@ -125,8 +125,8 @@ class Relay:
         txn_id = request.match_info["txn_id"]
         try:
             await self._append(registration.id, txn_id, body, self._before)
-        except SourceUnreadableError as error:
-            log.warning("relay.without_keys", appservice=registration.id, reason=error.reason)
+        except SourceUnreadableError as unreadable:
+            log.warning("relay.without_keys", appservice=registration.id, reason=unreadable.reason)
             await self._append(registration.id, txn_id, body, None)
 
     async def _append(
