@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
+from appservice_bridge.storage import inbox
 from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.repeats import InboxKey
 
@@ -17,11 +18,6 @@ select distinct stream_id, user_id
 HOLD_FLOOR: Final = """
 -- backfill.hold_floor: nobody else appends rows of the inbox meanwhile; what they did is seen
 select true from stream_floor where stream = 'to_device' for update
-"""
-
-COMPARE_AS_SETS: Final = """
--- backfill.compare_as_sets: as in inbox.compare_as_sets
-set local enable_nestloop = off
 """
 
 MISSING: Final = """
@@ -86,7 +82,7 @@ async def missing(
 
     For each user only up to the position given there.
     """
-    await conn.execute(COMPARE_AS_SETS)
+    await conn.execute(inbox.COMPARE_AS_SETS)
     rows = await conn.fetch(MISSING, after, upto, list(bounds), list(bounds.values()))
     return [InboxKey(*row) for row in rows]
 
