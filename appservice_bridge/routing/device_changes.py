@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from appservice_bridge.domain.facts import LARGEST_INTEGER, is_text
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.raw_json import MalformedError, decode, elements, members, string
 from appservice_bridge.storage.capture_log import Captured
@@ -13,6 +14,8 @@ from appservice_bridge.storage.repeats import ChangeKey
 
 MOST_SIGNED: Final = 10_000
 """Users in one row of signatures; Synapse writes those of one request."""
+MOST_TYPES: Final = 100_000
+"""Of one device; ingest takes a hundred, and what a transaction holds is bounded by its size."""
 
 
 class ListChange(NamedTuple):
@@ -145,27 +148,36 @@ def key_change(row: Captured) -> KeyChange:
     if not row.body:
         return KeyChange(recount=True)
     said = members(decode(row.body))
+    counts, types = said.get("one_time_key_counts"), said.get("unused_fallback_key_types")
     return KeyChange(
         recount=False,
-        counts=_counts(said.get("one_time_key_counts")),
-        fallback_types=_types(said.get("unused_fallback_key_types")),
+        counts=None if counts is None else key_counts(counts),
+        fallback_types=None if types is None else fallback_types(types),
     )
 
 
-def _counts(raw: str | None) -> bytes | None:
-    if raw is None:
-        return None
-    counts = {name: _whole_number(value) for name, value in members(raw).items()}
+def key_counts(raw: str) -> bytes:
+    """One-time key counts as they are kept, of whatever source.
+
+    Raises:
+        MalformedError: it is no object of algorithms and whole numbers.
+    """
+    counts = {}
+    for algorithm, count in members(raw).items():
+        whole = count.isascii() and count.isdigit() and len(count) <= len(str(LARGEST_INTEGER))
+        if not whole or not is_text(algorithm):
+            raise MalformedError("a count is a whole number of an algorithm")
+        counts[algorithm] = int(count)
     return json.dumps(counts).encode()
 
 
-def _types(raw: str | None) -> bytes | None:
-    if raw is None:
-        return None
-    return json.dumps([string(one) for one in elements(raw, most=MOST_SIGNED)]).encode()
+def fallback_types(raw: str) -> bytes:
+    """Unused fallback key types as they are kept, of whatever source.
 
-
-def _whole_number(raw: str) -> int:
-    if not raw.isascii() or not raw.isdigit() or len(raw) > len(str(2**53)):
-        raise MalformedError("a count is a whole number")
-    return int(raw)
+    Raises:
+        MalformedError: it is no array of algorithms.
+    """
+    types = [string(one) for one in elements(raw, most=MOST_TYPES)]
+    if not all(map(is_text, types)):
+        raise MalformedError("a type is the name of an algorithm")
+    return json.dumps(types).encode()

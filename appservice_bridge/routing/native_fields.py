@@ -1,14 +1,14 @@
 """What a homeserver's own transaction tells of devices, under whichever names."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from appservice_bridge.domain.facts import LARGEST_INTEGER, is_text, is_user_id
+from appservice_bridge.domain.facts import is_text, is_user_id
 from appservice_bridge.domain.raw_json import MalformedError, elements, members, string
+from appservice_bridge.routing.device_changes import fallback_types, key_counts
 from appservice_bridge.storage.capture_log import CapturedKind
 from appservice_bridge.storage.device_updates import KeyChange
 
@@ -108,16 +108,14 @@ def _read_messages(arrays: list[str], facts: NativeFacts) -> None:
 def _read_message(raw: str, number: int, facts: NativeFacts) -> None:
     try:
         message = members(raw)
-        user_id, device_id = (string(message.get(f"to_{what}_id", "")) for what in _RECIPIENT)
+        user_id = string(message.get("to_user_id", ""))
+        device_id = string(message.get("to_device_id", ""))
         _require(is_user_id(user_id) and is_text(device_id), "it is for no user or no device")
     except MalformedError as error:
         facts.malformed.append(Malformed(CapturedKind.TO_DEVICE, str(error), raw))
         return
     digest = hashlib.sha256(f"{number}:{raw}".encode()).digest()
     facts.messages.append(Message(user_id, device_id, raw, digest))
-
-
-_RECIPIENT: Final = ("user", "device")
 
 
 def _parts(kind: str, array: str, facts: NativeFacts) -> list[str]:
@@ -168,18 +166,11 @@ def _objects(raw: str, facts: NativeFacts) -> Iterator[tuple[str, str]]:
 
 
 def _counts(raw: str) -> KeyChange:
-    counts = {}
-    for algorithm, count in members(raw).items():
-        whole = count.isascii() and count.isdigit() and len(count) <= len(str(LARGEST_INTEGER))
-        _require(whole and is_text(algorithm), "a count is a whole number of an algorithm")
-        counts[algorithm] = int(count)
-    return KeyChange(recount=False, counts=json.dumps(counts).encode())
+    return KeyChange(recount=False, counts=key_counts(raw))
 
 
 def _types(raw: str) -> KeyChange:
-    types = [string(one) for one in elements(raw, most=MOST_LISTED)]
-    _require(all(map(is_text, types)), "a type is the name of an algorithm")
-    return KeyChange(recount=False, fallback_types=json.dumps(types).encode())
+    return KeyChange(recount=False, fallback_types=fallback_types(raw))
 
 
 def _require(holds: bool, otherwise: str) -> None:
