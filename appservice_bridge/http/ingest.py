@@ -15,9 +15,8 @@ from appservice_bridge.http.answers import error
 from appservice_bridge.http.batch import Batch, RefusedBatchError, Verdict, judge, read_batch
 from appservice_bridge.http.homeserver_keys import HomeserverKeys, KeysUnavailableError
 from appservice_bridge.http.signatures import require_signature
-from appservice_bridge.storage import budget as room
 from appservice_bridge.storage import ingest, ledger
-from appservice_bridge.storage.budget import OverBudgetError
+from appservice_bridge.storage.budget import OverBudgetError, is_used_up
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
 from appservice_bridge.storage.ledger import LedgerKey
 
@@ -90,7 +89,7 @@ class Ingest:
         answer = json.dumps({"results": [verdict.told for verdict in verdicts]}).encode()
         digest = batch.digest()
         async with self._database.transaction() as conn:
-            if await room.is_used_up(conn):  # ingested payloads are nowhere else
+            if await is_used_up(conn):  # ingested payloads are nowhere else
                 raise OverBudgetError
             if await ingest.remember(conn, batch.batch_id, digest=digest, answer=answer):
                 rows = [row for one in verdicts if one.fact for row in one.fact.rows]

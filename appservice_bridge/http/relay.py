@@ -13,8 +13,8 @@ from appservice_bridge.domain.registration import Registration
 from appservice_bridge.http.answers import error, matrix_errors
 from appservice_bridge.http.pass_through import PassThrough
 from appservice_bridge.http.wake_homeserver import HomeserverWaker, is_own_ping
-from appservice_bridge.storage import budget as room
 from appservice_bridge.storage import capture_log, dead_letters, lanes, ledger
+from appservice_bridge.storage.budget import OverBudgetError, require_space
 from appservice_bridge.storage.capture_log import CapturedKind
 from appservice_bridge.storage.database import (
     Connection,
@@ -103,7 +103,7 @@ class Relay:
             self._waker.refused(registration.id)
             log.warning("relay.refused", appservice=registration.id, reason=unavailable.reason)
             return error(503, "M_UNKNOWN", "appservice_bridge cannot store it now; send it again")
-        except room.OverBudgetError:
+        except OverBudgetError:
             self._waker.refused(registration.id)
             log.warning("relay.refused", appservice=registration.id, reason="budget")
             return error(503, "M_LIMIT_EXCEEDED", "no room for it now; send it again")
@@ -135,7 +135,7 @@ class Relay:
         """Store it behind whatever has to be in the log before it."""
         limit = self._budget.appservice_bytes
         async with self._database.transaction() as conn:
-            await room.require_room(conn, appservice_id, appservice_bytes=limit)
+            await require_space(conn, appservice_id, appservice_bytes=limit)
             if before is not None:
                 await before.before_transaction(conn)
             fresh = await capture_log.append_transaction(

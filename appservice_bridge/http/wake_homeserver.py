@@ -13,7 +13,7 @@ from yarl import URL
 from appservice_bridge.domain.backoff import Backoff
 from appservice_bridge.domain.budget import Budget
 from appservice_bridge.domain.registration import Registration
-from appservice_bridge.storage import budget as room
+from appservice_bridge.storage.budget import over_budget
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
 
 log = structlog.get_logger(__name__)
@@ -99,7 +99,7 @@ class HomeserverWaker:
         await self._database.require_writable()
         cleared = self._budget.appservice_cleared_bytes
         async with self._database.transaction() as conn:
-            full = await room.full(conn, sorted(self._waiting), appservice_bytes=cleared)
+            full = await over_budget(conn, sorted(self._waiting), appservice_bytes=cleared)
         return self._waiting - full
 
     async def _wake_all(self, appservice_ids: set[str]) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from appservice_bridge.domain.budget import Budget
-from appservice_bridge.storage import budget as room
 from appservice_bridge.storage import inbox
+from appservice_bridge.storage.budget import is_used_up, over_budget
 from appservice_bridge.storage.capture_log import Captured, CapturedKind
 from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.outbox import Routed
@@ -21,7 +21,7 @@ async def with_bodies(
     what is gone.
     """
     keys = {row.seq: key for row in rows if (key := _key_alone(row)) is not None}
-    if not keys or await room.is_used_up(conn):
+    if not keys or await is_used_up(conn):
         return rows
     found = await inbox.bodies(conn, list(keys.values()), max_bytes=max_bytes)
     bodies = {seq: body for seq, body in zip(keys, found, strict=False) if body is not None}
@@ -42,7 +42,7 @@ async def spared(conn: Connection, items: Sequence[Routed], budget: Budget) -> S
     if not held:
         return items
     limit = budget.appservice_bytes
-    full = await room.full(conn, sorted(held), appservice_bytes=limit)
+    full = await over_budget(conn, sorted(held), appservice_bytes=limit)
     return [
         replace(item, payload=b"")
         if item.stream_id is not None and item.appservice_id in full

@@ -6,8 +6,8 @@ from typing import Final
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.storage.database import Connection
 
-FULL: Final = """
--- budget.full: those of $1 with $2 bytes waiting or more; all of them when the budget is used up
+OVER_BUDGET: Final = """
+-- budget.over_budget: those of $1 with $2 bytes waiting or more; all when the budget is used up
 select a.appservice_id
   from unnest($1::text[]) as a(appservice_id)
  where (select keys_only from capture_watch)
@@ -30,21 +30,21 @@ class OverBudgetError(BridgeError):
         self.appservice_id = appservice_id
 
 
-async def full(
+async def over_budget(
     conn: Connection, appservice_ids: Sequence[str], *, appservice_bytes: int
 ) -> set[str]:
     """Those of these appservices for whom no payload must be stored now."""
-    rows = await conn.fetch(FULL, appservice_ids, appservice_bytes)
+    rows = await conn.fetch(OVER_BUDGET, appservice_ids, appservice_bytes)
     return {row["appservice_id"] for row in rows}
 
 
-async def require_room(conn: Connection, appservice_id: str, *, appservice_bytes: int) -> None:
+async def require_space(conn: Connection, appservice_id: str, *, appservice_bytes: int) -> None:
     """Refuse more for an appservice that is over its part of the budget.
 
     Raises:
         OverBudgetError: it is, or the whole budget is used up.
     """
-    if await full(conn, [appservice_id], appservice_bytes=appservice_bytes):
+    if await over_budget(conn, [appservice_id], appservice_bytes=appservice_bytes):
         raise OverBudgetError(appservice_id)
 
 
