@@ -113,21 +113,11 @@ class Worker:
             await self._serve("relay", relay, listen_on.relay),
             await self._serve("admin", admin.application(), listen_on.admin),
         ]
-        wakes = {CAPTURE: self._intake.wake.set, OUTBOX: self._lanes.changed.set}
         log.info("worker.started", relay=str(listen_on.relay), admin=str(listen_on.admin))
         try:
             async with asyncio.TaskGroup() as group:
                 going_live = group.create_task(self._go_live(waiting), name="go-live")
-                group.create_task(listen(self._database.dsn, wakes, stop), name="listen")
-                group.create_task(self._intake.run(stop), name="intake")
-                group.create_task(self._lanes.run(stop), name="lanes")
-                purge = run_purge(self._database, stop, cleaned=cleaned(self._of))
-                group.create_task(purge, name="purge")
-                group.create_task(run_forgetting(self._database, stop), name="forgetting")
-                group.create_task(self._waker.run(stop), name="waker")
-                group.create_task(self._watchkeeper.run(stop), name="watchkeeper")
-                if self._synapse is not None:
-                    self._synapse.start(group, stop)
+                self._start(group, stop)
                 await stop.wait()
                 going_live.cancel()
                 self._intake.wake.set()  # so that it sees the stop now
@@ -135,6 +125,23 @@ class Worker:
             for site in sites:
                 await site.cleanup()
         log.info("worker.stopped")
+
+    def _start(self, group: asyncio.TaskGroup, stop: asyncio.Event) -> None:
+        """Begin with all that ends with `stop`."""
+        wakes = {CAPTURE: self._intake.wake.set, OUTBOX: self._lanes.changed.set}
+        tasks = {
+            "listen": listen(self._database.dsn, wakes, stop),
+            "intake": self._intake.run(stop),
+            "lanes": self._lanes.run(stop),
+            "purge": run_purge(self._database, stop, cleaned=cleaned(self._of)),
+            "forgetting": run_forgetting(self._database, stop),
+            "waker": self._waker.run(stop),
+            "watchkeeper": self._watchkeeper.run(stop),
+        }
+        for name, work in tasks.items():
+            group.create_task(work, name=name)
+        if self._synapse is not None:
+            self._synapse.start(group, stop)
 
     async def _announce(self, epoch: str) -> list[str]:
         """Make the registrations known; returns those that are not live yet."""
