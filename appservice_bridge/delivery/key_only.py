@@ -40,11 +40,7 @@ async def filled(
     if not bare:
         return items
     keys = await outbox.inbox_keys(conn, appservice_id, bare)
-    try:
-        with reading_synapse():
-            bodies = await inbox.bodies(conn, [keys[one] for one in bare], max_bytes=max_bytes)
-    except SourceUnreadableError as error:
-        raise DatabaseUnavailableError(error.reason) from None  # the lane waits; others go on
+    bodies = await _bodies(conn, [keys[one] for one in bare], max_bytes=max_bytes)
     looked_at = dict(zip(bare, bodies, strict=False))
     payloads, dead = _flattened(appservice_id, keys, looked_at)
     if payloads:
@@ -57,6 +53,16 @@ async def filled(
         for item in items
         if not unread or item.position < min(unread)
     ]
+
+
+async def _bodies(
+    conn: Connection, keys: Sequence[InboxKey], *, max_bytes: int
+) -> list[bytes | None]:
+    try:
+        with reading_synapse():
+            return await inbox.bodies(conn, keys, max_bytes=max_bytes)
+    except SourceUnreadableError as error:
+        raise DatabaseUnavailableError(error.reason) from None  # the lane waits; others go on
 
 
 def _flattened(
