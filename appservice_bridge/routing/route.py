@@ -31,24 +31,22 @@ from appservice_bridge.storage.ledger import LedgerKey
 from appservice_bridge.storage.outbox import Routed
 from appservice_bridge.storage.repeats import EventKey, InboxKey
 
+MOST_ENTRIES: Final = 10_000
+"""Of one kind in one transaction of the homeserver; Synapse sends a hundred at most."""
+
 _EPHEMERAL_FIELDS: Final = ("ephemeral", "de.sorunome.msc2409.ephemeral")
 
 
 class KeyMissingError(BridgeError):
     """A row of the log does not say whose it is; roll back, and end the worker.
 
-    Triggers, relay and reconciler all write the key of what they append, so this is a fault of
-    ours or another hand in the tables.
+    Whoever appends writes the key, so this is a fault of ours or another hand in the tables.
     """
 
     def __init__(self, row: Captured) -> None:
         super().__init__(f"row {row.seq} of the capture log, a {row.kind}, has no key")
         self.seq = row.seq
         self.kind = row.kind
-
-
-MOST_ENTRIES: Final = 10_000
-"""Of one kind in one transaction of the homeserver; Synapse sends a hundred at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
