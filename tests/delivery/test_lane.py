@@ -6,7 +6,6 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-import asyncpg
 import pytest
 
 from tests.support.appservice import Request, appservice, ok
@@ -252,44 +251,6 @@ async def test_a_database_that_was_restored_gives_out_no_id_again(
     assert len({request.txn_id for request in bot.requests}) == 2
 
 
-async def test_a_worker_whose_lease_was_taken_cannot_write(
-    pg: Connection, database: str, tmp_path: Path
-) -> None:
-    async with appservice() as bot:
-        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
-        async with worker(files):
-            await capture(pg, BOT, 1)
-            await bot.until(lambda: len(bot.to_device) == 1)
-            bot.delay_seconds = 0.5
-            await capture(pg, BOT, 2)
-            await bot.until(lambda: len(bot.requests) == 2)
-            await pg.execute(
-                "update appservice_bridge.lane set lease_token = lease_token + 1, worker_id = $1",
-                "00000000-0000-0000-0000-000000000001",
-            )
-            await pg.execute(
-                "insert into appservice_bridge.worker (worker_id, name, alive_until)"
-                " values ('00000000-0000-0000-0000-000000000001', 'other', now() + '1 min')"
-            )
-            await bot.until(lambda: len(bot.taken) == 2)
-            await capture(pg, BOT, 3)
-            with pytest.raises(TimeoutError):
-                await bot.until(lambda: len(bot.requests) > 2, within=1.5)
-    assert await pg.fetchval("select acked_to from appservice_bridge.lane") == 1
-
-
-async def test_an_idle_worker_hands_its_lanes_back_when_it_stops(
-    pg: "asyncpg.Connection[asyncpg.Record]", database: str, tmp_path: Path
-) -> None:
-    async with appservice() as bot:
-        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
-        async with worker(files):
-            await capture(pg, BOT, 1)
-            await bot.until(lambda: len(bot.to_device) == 1)
-    assert await pg.fetchval("select worker_id from appservice_bridge.lane") is None
-    assert await pg.fetchval("select count(*) from appservice_bridge.worker") == 0
-
-
 async def test_a_200_whose_body_never_ends_is_an_ack_all_the_same(
     pg: Connection, database: str, tmp_path: Path
 ) -> None:
@@ -401,20 +362,6 @@ async def test_an_appservice_that_takes_no_part_in_encryption_gets_events_only(
             await relay(pg, "bot", "$1")
             await bot.until(lambda: len(bot.events) == 1)
     assert bot.to_device == []
-
-
-async def test_a_lane_whose_claim_was_committed_unheard_is_claimed_again(
-    pg: Connection, database: str, tmp_path: Path
-) -> None:
-    async with appservice() as bot:
-        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
-        async with worker(files) as one:
-            await capture(pg, BOT, 1)
-            await bot.until(lambda: len(bot.to_device) == 1)
-            for task in one._lanes._serving:  # as if it had never heard that the lane is its own
-                task.cancel()
-            await capture(pg, BOT, 2)
-            await bot.until(lambda: len(bot.to_device) == 2)
 
 
 async def wait_until(pg: Connection, condition: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from appservice_bridge.delivery.lease_clock import LeaseClock
 from tests.support.appservice import appservice
-from tests.support.bridge import registration, worker_process, write_files
+from tests.support.bridge import registration, worker, worker_process, write_files
 from tests.support.facts import Connection, capture
 
 BOT = "@b_1:example.org"
@@ -70,3 +70,55 @@ async def test_a_worker_frozen_past_its_lease_repeats_at_most_what_it_was_sendin
     bodies = {(request.txn_id, request.body) for request in bot.requests}
     assert len(bodies) == len({request.txn_id for request in bot.requests})
     assert await pg.fetchval("select acked_to from appservice_bridge.lane") == 4
+
+
+async def test_a_worker_whose_lease_was_taken_cannot_write(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
+        async with worker(files):
+            await capture(pg, BOT, 1)
+            await bot.until(lambda: len(bot.to_device) == 1)
+            bot.delay_seconds = 0.5
+            await capture(pg, BOT, 2)
+            await bot.until(lambda: len(bot.requests) == 2)
+            await pg.execute(
+                "update appservice_bridge.lane set lease_token = lease_token + 1, worker_id = $1",
+                "00000000-0000-0000-0000-000000000001",
+            )
+            await pg.execute(
+                "insert into appservice_bridge.worker (worker_id, name, alive_until)"
+                " values ('00000000-0000-0000-0000-000000000001', 'other', now() + '1 min')"
+            )
+            await bot.until(lambda: len(bot.taken) == 2)
+            await capture(pg, BOT, 3)
+            with pytest.raises(TimeoutError):
+                await bot.until(lambda: len(bot.requests) > 2, within=1.5)
+    assert await pg.fetchval("select acked_to from appservice_bridge.lane") == 1
+
+
+async def test_an_idle_worker_hands_its_lanes_back_when_it_stops(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
+        async with worker(files):
+            await capture(pg, BOT, 1)
+            await bot.until(lambda: len(bot.to_device) == 1)
+    assert await pg.fetchval("select worker_id from appservice_bridge.lane") is None
+    assert await pg.fetchval("select count(*) from appservice_bridge.worker") == 0
+
+
+async def test_a_lane_whose_claim_was_committed_unheard_is_claimed_again(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
+        async with worker(files) as one:
+            await capture(pg, BOT, 1)
+            await bot.until(lambda: len(bot.to_device) == 1)
+            for task in one._lanes._serving:  # as if it had never heard that the lane is its own
+                task.cancel()
+            await capture(pg, BOT, 2)
+            await bot.until(lambda: len(bot.to_device) == 2)

@@ -3,145 +3,26 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
 
-from appservice_bridge.domain.owners import Owners
-from appservice_bridge.domain.registration import Namespace, Registration
-from appservice_bridge.domain.room_interest import (
-    Member,
-    MembershipChange,
-    Room,
-    RoomEvent,
-    RoomInterest,
-)
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.sources.event_reader import HomeserverAwayError
-from appservice_bridge.sources.forgotten_events import ForgottenEvents
 from appservice_bridge.storage import capture_log, room_events
 from appservice_bridge.storage.database import Database, RefusedRowError
 from tests.support.facts import Connection, make_synapse_tables
+from tests.support.forgotten import ROOM, Lab, Shown, homeserver_that_shows
 from tests.support.intake import registered
 
 SERVER = "example.org"
 PUPPET = f"@b_1:{SERVER}"
-ROOM = "!room"
-
-
-@dataclass(kw_only=True)
-class Shown:
-    """Stands for the homeserver's /event: what it shows to whom, or how it fails."""
-
-    url: str = ""
-    events: dict[str, dict[str, Any]] = field(default_factory=dict)
-    asked: list[str | None] = field(default_factory=list)
-    fails: tuple[int, str] | None = None
-
-    async def handle(self, request: web.Request) -> web.Response:
-        self.asked.append(request.query.get("user_id"))
-        if self.fails is not None:
-            return web.Response(status=self.fails[0], text=self.fails[1])
-        event = self.events.get(request.match_info["event_id"])
-        if event is None:
-            return web.json_response({"errcode": "M_NOT_FOUND", "error": ""}, status=404)
-        return web.json_response(event)
 
 
 @pytest.fixture
 async def shown() -> AsyncIterator[Shown]:
-    one = Shown()
-    app = web.Application()
-    app.router.add_get("/_matrix/client/v3/rooms/{room_id}/event/{event_id}", one.handle)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    host, port = runner.addresses[0][:2]
-    one.url = f"http://{host}:{port}"
-    yield one
-    await runner.cleanup()
-
-
-@dataclass(kw_only=True)
-class Lab:
-    """Synapse's tables, a finder, and what the appservice would get."""
-
-    pg: Connection
-    intake: Intake
-    shown: Shown
-    db: Database
-    session: aiohttp.ClientSession
-    owners: Owners
-
-    def finder(self, *, quiet: float = 0.0, resting: float = 0.0) -> ForgottenEvents:
-        return ForgottenEvents(
-            self.db,
-            self.owners,
-            self.session,
-            self.shown.url,
-            quiet_seconds=quiet,
-            resting_seconds=resting,
-        )
-
-    async def say(self, at: int, *, room: str = ROOM, kind: str = "m.x", shows: bool = True) -> str:
-        """An event that Synapse has committed."""
-        event_id = f"${at}"
-        await self.pg.execute(
-            "insert into public.events (stream_ordering, topological_ordering, event_id, type,"
-            " room_id, processed, outlier, sender)"
-            " values ($1, $1, $2, $4, $3, true, false, '@alice:example.org')",
-            at,
-            event_id,
-            room,
-            kind,
-        )
-        if shows:
-            self.shown.events[event_id] = {
-                "event_id": event_id,
-                "type": kind,
-                "content": {"n": at},
-                "unsigned": {"membership": "join", "age": 1},
-            }
-        return event_id
-
-    async def reach(self, position: int) -> None:
-        """Synapse has handed all up to here to its own sender."""
-        await self.pg.execute(
-            "update public.appservice_stream_position set stream_ordering = $1", position
-        )
-
-    async def relayed(self, *event_ids: str) -> None:
-        """A transaction of the homeserver, long enough ago."""
-        body = json.dumps({"events": [{"event_id": one} for one in event_ids]}).encode()
-        async with self.db.transaction() as conn:
-            await capture_log.append_transaction(conn, "bot", txn_id=str(event_ids), body=body)
-        await self.intake.consume_once()
-        await self.pg.execute(
-            "update appservice_bridge.relayed set received_at = now() - interval '1 hour'"
-        )
-
-    async def got(self) -> list[str]:
-        """Event ids in the outbox, in order."""
-        while not (await self.intake.consume_once()).done:
-            pass
-        rows = await self.pg.fetch("select payload from appservice_bridge.outbox order by position")
-        return [json.loads(row["payload"])["event_id"] for row in rows]
-
-    async def counted(self, outcome: str) -> int:
-        found = await self.pg.fetchval(
-            "select coalesce(sum(items), 0)::int from appservice_bridge.ledger"
-            " where kind = 'event' and outcome = $1",
-            outcome,
-        )
-        return int(found)
-
-    async def cursor(self) -> int | None:
-        query = "select settled from appservice_bridge.event_cursor where appservice_id = 'bot'"
-        settled: int | None = await self.pg.fetchval(query)
-        return settled
+    async with homeserver_that_shows() as one:
+        yield one
 
 
 @pytest.fixture
@@ -440,67 +321,3 @@ async def test_a_homeserver_that_hangs_holds_a_first_transaction_up_for_a_second
         await lab.finder().before_first("bot", b'{"events":[{"event_id":"$3"}]}')
     server.close()
     assert await lab.got() == ["$1"]
-
-
-BOT = Registration(
-    id="bot",
-    url="http://127.0.0.1:9",
-    as_token="as",
-    hs_token="hs",
-    sender_localpart="bot",
-    users=(Namespace(regex="@b_.*", exclusive=True),),
-    rooms=(Namespace(regex="!mine", exclusive=False),),
-    aliases=(Namespace(regex="#mine", exclusive=False),),
-    source="test",
-)
-ALICE = f"@alice:{SERVER}"
-LEFT = MembershipChange(stream_ordering=10, joined_before=True, joined_after=False)
-CAME = MembershipChange(stream_ordering=10, joined_before=False, joined_after=True)
-
-
-def event(at: int = 9, *, room: str = "!r", sender: str = ALICE, **more: Any) -> RoomEvent:
-    fields: dict[str, Any] = {"type": "m.x", "state_key": None} | more
-    return RoomEvent(stream_ordering=at, event_id="$1", room_id=room, sender=sender, **fields)
-
-
-def inside(user_id: str = PUPPET, *changes: MembershipChange, joined: bool = True) -> Room:
-    return Room(members=[Member(user_id=user_id, joined=joined, changes=changes)])
-
-
-@pytest.mark.parametrize(
-    ("what", "room", "wanted"),
-    [
-        (event(), Room(), False),
-        (event(), inside(), True),
-        (event(), inside(f"@bot:{SERVER}"), True),
-        (event(), inside(ALICE), False),
-        (event(), inside(joined=False), False),
-        (event(9), inside(PUPPET, LEFT, joined=False), True),
-        (event(10), inside(PUPPET, LEFT, joined=False), False),
-        (event(9), inside(PUPPET, CAME), False),
-        (event(10), inside(PUPPET, CAME), True),
-        (event(sender=PUPPET), Room(), True),
-        (event(sender="@b_1:elsewhere.org"), Room(), True),
-        (event(sender=f"@bot:{SERVER}"), Room(), True),
-        (event(type="m.room.member", state_key=PUPPET), Room(), True),
-        (event(type="m.x", state_key=PUPPET), Room(), False),
-        (event(room="!mine:any"), Room(), True),
-        (event(), Room(aliases=["#other:any", "#mine:any"]), True),
-        (event(), Room(aliases=["#other:any"]), False),
-    ],
-)
-def test_interest_is_synapse_s(what: RoomEvent, room: Room, wanted: bool) -> None:
-    assert RoomInterest(BOT, server_name=SERVER).wants(what, room) is wanted
-
-
-def test_those_who_were_there_are_asked_first_and_the_sender_last() -> None:
-    room = Room(
-        members=[
-            Member(user_id=ALICE, joined=True),
-            Member(user_id="@b_came:example.org", joined=True, changes=[CAME]),
-            Member(user_id="@b_left:example.org", joined=False, changes=[LEFT]),
-        ]
-    )
-    kicked = event(type="m.room.member", state_key=PUPPET)
-    asked = RoomInterest(BOT, server_name=SERVER).witnesses(kicked, room)
-    assert asked == ["@b_left:example.org", PUPPET, "@b_came:example.org", "@bot:example.org"]
