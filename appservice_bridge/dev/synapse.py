@@ -1,6 +1,5 @@
 """A real Synapse as a process of its own, on a Postgres of ours, for this machine alone."""
 
-import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,10 +90,6 @@ class Synapse:
     def log(self) -> Path:
         """What it prints."""
         return self.settings.directory / "synapse.log"
-
-    def use_registrations(self, registrations: Sequence[Path]) -> None:
-        """Know these appservices from the next `launch` on."""
-        self.settings = dataclasses.replace(self.settings, registrations=tuple(registrations))
 
     def launch(self) -> None:
         """Write the configuration and start the process; main thread, see `ChildProcess`."""
