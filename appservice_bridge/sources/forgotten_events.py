@@ -25,6 +25,7 @@ from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.raw_json import MalformedError
 from appservice_bridge.domain.registration import Registration
 from appservice_bridge.domain.room_interest import Room, RoomEvent, RoomInterest
+from appservice_bridge.domain.transaction import Kind
 from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.sources.event_reader import (
     EventReader,
@@ -53,7 +54,6 @@ SLICE: Final = 1000
 BATCH: Final = 100
 HURRY_SECONDS: Final = 1.0
 _AT_ONCE: Final = 8
-_KIND: Final = "event"
 _REDACTION: Final = "m.room.redaction"
 
 
@@ -341,7 +341,7 @@ async def _put(conn: Connection, missing: Missing, read: Sequence[bytes | None])
         return
     id_ = missing.registration.id
     outcomes = [_outcome(*one) for one in zip(missing.events, read, strict=True)]
-    await ledger.count(conn, Counter(LedgerKey(id_, _KIND, outcome) for outcome in outcomes))
+    await ledger.count(conn, Counter(LedgerKey(id_, Kind.EVENT, outcome) for outcome in outcomes))
     if found := [one for one in read if one is not None]:
         await room_events.append(conn, id_, found)
         await notifications.notify(conn, notifications.CAPTURE)
@@ -363,7 +363,7 @@ def _outcome(event: RoomEvent, read: bytes | None) -> str:
 
 def _buried(appservice_id: str, event: RoomEvent) -> Buried:
     reason = f"forgotten by the homeserver, which shows {event.event_id} to no user of this one"
-    return Buried(appservice_id=appservice_id, kind=_KIND, reason=reason, payload=None)
+    return Buried(appservice_id=appservice_id, kind=Kind.EVENT, reason=reason, payload=None)
 
 
 def _event_ids(body: bytes) -> list[str]:

@@ -27,6 +27,7 @@ from typing import Final
 import structlog
 
 from appservice_bridge.domain.owners import Owners
+from appservice_bridge.domain.transaction import Kind
 from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.storage import inbox_cleaning, ledger
 from appservice_bridge.storage.database import (
@@ -159,4 +160,4 @@ class InboxCleaner:
 
 
 def _cleaned(rows: Sequence[Delivered]) -> Counter[LedgerKey]:
-    return Counter(LedgerKey(row.appservice_id, "to_device", "cleaned") for row in rows)
+    return Counter(LedgerKey(row.appservice_id, Kind.TO_DEVICE, "cleaned") for row in rows)
