@@ -12,6 +12,7 @@ import uvloop
 from appservice_bridge.cli.check import ConfigOption, show
 from appservice_bridge.cli.context import loaded, owners, with_connection
 from appservice_bridge.cli.embedded import embedded, reachable, require_running
+from appservice_bridge.cli.synapse_side import reads_synapse
 from appservice_bridge.cli.worker import Worker
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.delivery.connections import QuietConnector
@@ -64,7 +65,7 @@ async def _run(of: Loaded, server: "EmbeddedPostgres | None", *, migrate: bool) 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await with_connection(of, migrations.migrate if migrate else migrations.require_current)
-    if of.config.homeserver.capture != "none":
+    if reads_synapse(of):
         await with_connection(of, synapse.require_synapse)
     no_limit = QuietConnector(limit=0)  # one request per lane is all there ever is
     no_cookies = aiohttp.DummyCookieJar()  # one appservice's would reach another on the same host
