@@ -18,6 +18,7 @@ from appservice_bridge.storage import (
     notifications,
 )
 from appservice_bridge.storage.capture_log import CapturedKind
+from appservice_bridge.storage.capture_state import CaptureState
 from appservice_bridge.storage.database import (
     Connection,
     Database,
@@ -93,23 +94,17 @@ async def reconcile_device_streams(
     Raises:
         SourceUnreadableError: the tables are not as they were.
     """
-    found, appended = 0, BATCH
-    while appended >= BATCH:
-        async with database.transaction() as conn:
-            state = await capture_state.read(conn)
-            appended = (
-                await device_streams.append_missed(
-                    conn,
-                    limit=BATCH,
-                    server_name=server_name,
-                    unreadable=state.unreadable,
-                    settle=floor_settle_seconds,
-                )
-                or 0
-            )
-            if appended:
-                await notifications.notify(conn, notifications.CAPTURE)
-        found += appended
+
+    async def step(conn: Connection, state: CaptureState) -> int | None:
+        return await device_streams.append_missed(
+            conn,
+            limit=BATCH,
+            server_name=server_name,
+            unreadable=state.unreadable,
+            settle=floor_settle_seconds,
+        )
+
+    found = await _append_all(database, step)
     await _forget(database, device_streams.forget_taken)
     return found
 
@@ -122,20 +117,14 @@ async def reconcile_keys(
     Raises:
         SourceUnreadableError: the table is not as it was.
     """
-    found, looked_at = 0, BATCH
-    while looked_at >= BATCH:
-        async with database.transaction() as conn:
-            state = await capture_state.read(conn)
-            captured_too = state.mode is CaptureMode.TRIGGERS
-            looked_at = (
-                await key_changes.append_missed(
-                    conn, limit=BATCH, captured_too=captured_too, settle=floor_settle_seconds
-                )
-                or 0
-            )
-            if looked_at:
-                await notifications.notify(conn, notifications.CAPTURE)
-        found += looked_at
+
+    async def step(conn: Connection, state: CaptureState) -> int | None:
+        captured_too = state.mode is CaptureMode.TRIGGERS
+        return await key_changes.append_missed(
+            conn, limit=BATCH, captured_too=captured_too, settle=floor_settle_seconds
+        )
+
+    found = await _append_all(database, step)
     await _forget(database, key_changes.forget_taken)
     return found
 
@@ -183,6 +172,20 @@ async def _append_missed(database: Database, floor_settle_seconds: float) -> int
     if appended:
         log.warning("reconciler.found", messages=appended)
     return appended or 0
+
+
+async def _append_all(
+    database: Database, step: Callable[[Connection, CaptureState], Awaitable[int | None]]
+) -> int:
+    """Repeat a step in DB transactions of its own until it finds no full batch; returns its sum."""
+    found, appended = 0, BATCH
+    while appended >= BATCH:
+        async with database.transaction() as conn:
+            appended = await step(conn, await capture_state.read(conn)) or 0
+            if appended:
+                await notifications.notify(conn, notifications.CAPTURE)
+        found += appended
+    return found
 
 
 class _Forget(Protocol):
