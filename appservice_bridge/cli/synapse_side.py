@@ -9,7 +9,6 @@ import structlog
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.domain.capture import CaptureMode
 from appservice_bridge.domain.owners import Owners
-from appservice_bridge.routing.announcing import Present
 from appservice_bridge.routing.seeding import OtherRegistrationsError, Seeding, begin_following
 from appservice_bridge.sources.drift_guard import DriftGuard
 from appservice_bridge.sources.forgotten_events import ForgottenEvents
@@ -18,13 +17,23 @@ from appservice_bridge.sources.membership_follower import run_membership_followe
 from appservice_bridge.sources.polling import Polling
 from appservice_bridge.sources.reconciler import run_reconciler
 from appservice_bridge.storage import inbox
-from appservice_bridge.storage.database import Connection, Database
+from appservice_bridge.storage.database import (
+    Connection,
+    Database,
+    SourceUnreadableError,
+    reading_synapse,
+)
 
 log = structlog.get_logger(__name__)
 
 
 class SynapseSide:
-    """All readers of Synapse's tables; only where the config says that they are read."""
+    """All readers of Synapse's tables; only where the config says that they are read.
+
+    A start goes in this order: `begin`, so that whoever was never followed is looked for again;
+    then registrations are announced, with `present`; `look_at_capture`, before anything is taken
+    in; `start`; and when no older DB transaction is open any more, `tell_all`.
+    """
 
     def __init__(
         self,
@@ -44,11 +53,23 @@ class SynapseSide:
         self._guard = DriftGuard(database, self._polling, wanted=CaptureMode(homeserver.capture))
         self._forgotten = ForgottenEvents(database, owners, session, homeserver.url)
         self._cleaner = InboxCleaner(database, owners, cleaned(of))
-        self.present: Present = inbox.present
 
     async def begin(self) -> None:
         """What must be done before registrations are announced."""
-        await begin_following(self._database)
+        try:
+            await begin_following(self._database)
+        except SourceUnreadableError as error:
+            log.error("memberships.not_followed", reason=error.reason)
+
+    async def present(self, conn: Connection) -> int | None:
+        """Up to where the homeserver's inbox is written; None where that cannot be read now."""
+        try:
+            with reading_synapse():
+                async with conn.transaction():
+                    return await inbox.present(conn)
+        except SourceUnreadableError as error:
+            log.error("inbox.not_read", reason=error.reason)
+            return None
 
     async def look_at_capture(self) -> None:
         """Know how facts are captured before the first room event is taken in."""

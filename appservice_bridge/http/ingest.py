@@ -89,9 +89,9 @@ class Ingest:
         answer = json.dumps({"results": [verdict.told for verdict in verdicts]}).encode()
         digest = batch.digest()
         async with self._database.transaction() as conn:
-            if await is_used_up(conn):  # ingested payloads are nowhere else
-                raise OverBudgetError
             if await ingest.remember(conn, batch.batch_id, digest=digest, answer=answer):
+                if await is_used_up(conn):  # ingested payloads are nowhere else
+                    raise OverBudgetError
                 rows = [row for one in verdicts if one.fact for row in one.fact.rows]
                 if rows:
                     await ingest.append(conn, rows)

@@ -26,8 +26,8 @@ class PageOfUsers(Protocol):
 class Present(Protocol):
     """Reads up to where the homeserver's stream of to-device messages is written by now."""
 
-    def __call__(self, conn: Connection, /) -> Awaitable[int]:
-        """The position."""
+    def __call__(self, conn: Connection, /) -> Awaitable[int | None]:
+        """The position; None where it cannot be known."""
 
 
 async def announce(

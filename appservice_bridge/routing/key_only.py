@@ -7,7 +7,11 @@ from appservice_bridge.domain.budget import Budget
 from appservice_bridge.storage import inbox
 from appservice_bridge.storage.budget import is_used_up, over_budget
 from appservice_bridge.storage.capture_log import Captured, CapturedKind
-from appservice_bridge.storage.database import Connection
+from appservice_bridge.storage.database import (
+    Connection,
+    SourceUnreadableError,
+    reading_synapse,
+)
 from appservice_bridge.storage.outbox import Routed
 from appservice_bridge.storage.repeats import InboxKey
 
@@ -23,7 +27,12 @@ async def with_bodies(
     keys = {row.seq: key for row in rows if (key := _key_alone(row)) is not None}
     if not keys or await is_used_up(conn):
         return rows
-    found = await inbox.bodies(conn, list(keys.values()), max_bytes=max_bytes)
+    try:
+        with reading_synapse():
+            async with conn.transaction():
+                found = await inbox.bodies(conn, list(keys.values()), max_bytes=max_bytes)
+    except SourceUnreadableError:
+        return rows
     bodies = {seq: body for seq, body in zip(keys, found, strict=False) if body is not None}
     return [replace(row, body=bodies.get(row.seq, row.body)) for row in rows]
 

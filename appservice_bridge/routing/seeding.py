@@ -51,8 +51,11 @@ async def begin_following(database: Database) -> None:
     """Follow memberships from now on; who was live before that was not told of anyone yet.
 
     Dying before the commit changes nothing; after it, the next start finds all of them not live.
+
+    Raises:
+        SourceUnreadableError: Synapse's tables are not as they were.
     """
-    async with database.transaction() as conn:
+    async with database.beside_synapse() as conn:
         if await membership_stream.create_cursor(conn):
             await registrations.begin_anew(conn)
 

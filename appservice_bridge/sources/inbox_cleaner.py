@@ -155,7 +155,7 @@ class InboxCleaner:
         return known | seen
 
     async def _forget_devices(self) -> None:
-        async with self._database.transaction() as conn:
+        async with self._database.beside_synapse() as conn:
             await inbox_cleaning.forget_devices(conn)
 
 

@@ -49,7 +49,7 @@ async def run_reconciler(
 
     async def forget_gone() -> int:
         nonlocal looked_to
-        async with database.transaction() as conn:
+        async with database.beside_synapse() as conn:
             looked_to = await inbox.forget_gone(conn, after=looked_to, batch=BATCH)
         return looked_to
 

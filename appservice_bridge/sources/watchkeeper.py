@@ -10,7 +10,11 @@ from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.routing.announcing import outlive_open_db_transactions
 from appservice_bridge.sources.reconciler import refill
 from appservice_bridge.storage import notifications, recomputing, watch
-from appservice_bridge.storage.database import Database, DatabaseUnavailableError
+from appservice_bridge.storage.database import (
+    Database,
+    DatabaseUnavailableError,
+    SourceUnreadableError,
+)
 from appservice_bridge.storage.watch import Size, Watch
 
 log = structlog.get_logger(__name__)
@@ -40,24 +44,32 @@ class Watchkeeper:
                 await self.look_once()
             except DatabaseUnavailableError as error:
                 log.warning("watch.rests", reason=error.reason)
+            except SourceUnreadableError as error:  # what is owed stays noted
+                log.warning("watch.left_out", reason=error.reason)
             await set_within(stop, EVERY_SECONDS)
 
     async def look_once(self) -> None:
         """Measure, beat, and tell the triggers what they may write.
 
         Raises:
-            DatabaseUnavailableError: the rest is done next time.
+            DatabaseUnavailableError, SourceUnreadableError: the rest is done next time.
         """
         async with self._database.transaction() as conn:
             told, size = await watch.read(conn), await watch.measure(conn)
         if told.silent and self._reads_synapse:
-            await refill(self._database)  # before the triggers go on: what waited comes first
+            await self._refill()  # before the triggers go on: what waited comes first
         self._alert(size.used_bytes)
         used_up = await self._tell(told, size)
         if told.silent or told.recompute:
             await self._recompute()
         if used_up:
             await self._reclaim()
+
+    async def _refill(self) -> None:
+        try:
+            await refill(self._database)
+        except SourceUnreadableError as error:  # the reconciler goes on trying
+            log.warning("watch.left_out", reason=error.reason)
 
     async def _tell(self, told: Watch, size: Size) -> bool:
         """Beat, and say whether payloads may be written; returns whether they may not."""
@@ -74,7 +86,7 @@ class Watchkeeper:
         """Make up for the triggers, when nobody is left who still goes by the silence."""
         if self._reads_synapse:
             await outlive_open_db_transactions(self._database)
-        async with self._database.transaction() as conn:
+        async with self._database.beside_synapse() as conn:
             if self._reads_synapse:
                 await recomputing.append_devices(conn)
                 await recomputing.append_users(conn)

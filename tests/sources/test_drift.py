@@ -8,7 +8,7 @@ from typing import Final
 import pytest
 from structlog.testing import capture_logs
 
-from appservice_bridge.domain.capture import CAPTURED, READ, TRIGGERS, CaptureMode, Trigger
+from appservice_bridge.domain.capture import TRIGGERS, CaptureMode, Trigger
 from appservice_bridge.domain.supported import NEWEST_SCHEMA_VERSION
 from appservice_bridge.domain.synapse_tables import COLUMNS
 from appservice_bridge.routing.intake import Intake
@@ -18,9 +18,7 @@ from appservice_bridge.sources.reconciler import reconcile_once
 from appservice_bridge.storage import synapse
 from appservice_bridge.storage.database import Database, SourceUnreadableError
 from appservice_bridge.storage.drift import NOT_OURS, functions_of_release
-from tests.support.appservice import appservice
-from tests.support.bridge import registration, worker, write_files
-from tests.support.facts import Connection, attach, make_synapse_tables, outbox, relay, send
+from tests.support.facts import Connection, attach, make_synapse_tables, outbox, send
 from tests.support.relaying import one_bot
 
 FUNCTIONS = sorted({trigger.function for trigger in TRIGGERS})
@@ -319,26 +317,3 @@ async def test_the_guard_looks_again_within_a_minute(
             await asyncio.sleep(0.02)
     stop.set()
     await running
-
-
-async def test_a_worker_outlives_the_loss_of_any_table_that_it_reads(
-    pg: Connection, database: str, tmp_path: Path
-) -> None:
-    await attach(pg)
-    await pg.execute("reset search_path")
-    async with appservice() as bot:
-        files = write_files(
-            tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])], capture="triggers"
-        )
-        async with worker(files):
-            for number, table in enumerate(sorted({*READ, *CAPTURED})):
-                await pg.execute(f"alter table public.{table} rename to gone")
-                try:
-                    await relay(pg, "bot", f"${number}")
-                    await pg.execute("notify appservice_bridge_capture")
-                    await bot.until(lambda: len(bot.events) > number)  # noqa: B023
-                    await asyncio.sleep(1.2)  # longer than the shortest of all polls
-                finally:
-                    await pg.execute(f"alter table public.gone rename to {table}")
-            await relay(pg, "bot", "$last")
-            await bot.until(lambda: bot.events[-1]["event_id"] == "$last")
