@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.domain.raw_json import MAX_CONTENT_BYTES
 
-MAX_CONTENT_BYTES: Final = 65_536
-"""Of a content, in canonical JSON."""
 MAX_EVENT_BYTES: Final = 4 * 65_536
 """Of a whole event: content, and what the homeserver adds in `unsigned`."""
 MAX_ID_BYTES: Final = 255

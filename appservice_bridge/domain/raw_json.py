@@ -10,6 +10,9 @@ from appservice_bridge.domain.errors import BridgeError
 MAX_DEPTH: Final = 800
 """Objects and arrays inside each other, in one item: CPython's own reader ends below 1000."""
 
+MAX_CONTENT_BYTES: Final = 65_536
+"""Of a content, in canonical JSON."""
+
 _DEEPEST_WALK: Final = 100_000  # more than fits any event; it ends the walk through `[[[[…`
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 _STRING_OR_BRACKET: Final = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]', re.DOTALL)
@@ -94,6 +97,23 @@ def elements(text: str, *, most: int, nan: bool = False) -> list[str]:
         if text[at : at + 1] == "]":
             return _closed(text, at, found)
         at = _after(text, at, ",")
+
+
+def require_small(content: str) -> None:
+    """Refuse a content that no homeserver should have accepted.
+
+    Raises:
+        MalformedError: its canonical JSON takes more than `MAX_CONTENT_BYTES`.
+    """
+    if len(content.encode(errors="surrogatepass")) <= MAX_CONTENT_BYTES:
+        return  # canonical JSON is the shortest there is
+    try:
+        value = json.loads(content)
+    except ValueError:  # a number of thousands of digits
+        raise MalformedError("a number too long to read") from None
+    compact = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if len(compact.encode(errors="surrogatepass")) > MAX_CONTENT_BYTES:
+        raise MalformedError(f"content of more than {MAX_CONTENT_BYTES} bytes")
 
 
 def string(text: str) -> str:

@@ -2,7 +2,13 @@
 
 import json
 
-from appservice_bridge.domain.raw_json import MalformedError, decode, members, string
+from appservice_bridge.domain.raw_json import (
+    MalformedError,
+    decode,
+    members,
+    require_small,
+    string,
+)
 
 
 def to_device_item(user_id: str, device_id: str, message_json: bytes) -> bytes:
@@ -16,6 +22,7 @@ def to_device_item(user_id: str, device_id: str, message_json: bytes) -> bytes:
         string(message.get(name, ""))
     if not message.get("content", "").startswith("{"):
         raise MalformedError("content is not an object")
+    require_small(message["content"])
     recipient = f'"to_user_id":{_quoted(user_id)},"to_device_id":{_quoted(device_id)}'
     kept = ",".join(f'"{name}":{message[name]}' for name in ("type", "sender", "content"))
     return f"{{{recipient},{kept}}}".encode()

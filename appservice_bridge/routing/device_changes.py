@@ -49,12 +49,16 @@ class DeviceChanges:
         seen: changes of users in the homeserver's own stream, in the order of the log.
         signed: the same of signatures.
         lists: changes for one appservice each.
+        if_tracked: users who changed for an appservice only if it still tracks them.
+        deleted: devices that went.
         keys: devices whose keys changed.
     """
 
     seen: list[ListChange] = field(default_factory=list)
     signed: list[Signed] = field(default_factory=list)
     lists: dict[ListKey, str] = field(default_factory=dict)
+    if_tracked: set[ListKey] = field(default_factory=set)
+    deleted: set[DeviceKey] = field(default_factory=set)
     keys: dict[DeviceKey, KeyChange] = field(default_factory=dict)
 
     def change_keys(
@@ -78,6 +82,7 @@ class DeviceChanges:
         """These devices were deleted."""
         for device in devices:
             self.keys.pop(device, None)
+            self.deleted.add(device)
 
     def stream_keys(self) -> list[ChangeKey]:
         """Keys of what came from the homeserver's streams."""
@@ -91,7 +96,7 @@ class DeviceChanges:
         """
         for signed in self.signed:
             if signed.key is None or signed.key in fresh:
-                self.lists.update(dict.fromkeys(signed.lists, "changed"))
+                self._apply_signed(signed, owners)
         users = set()
         for change in self.seen:
             if change.key is not None and change.key not in fresh:
@@ -103,6 +108,14 @@ class DeviceChanges:
             if change.device_id is not None:
                 self.change_keys(owning, change.user_id, change.device_id, KeyChange(recount=True))
         return users
+
+    def _apply_signed(self, signed: Signed, owners: Owners) -> None:
+        """Who is none of the appservice's own may have left it meanwhile, and that must stand."""
+        for key in signed.lists:
+            if key.appservice_id in owners.of(key.user_id):
+                self.lists[key] = "changed"
+            else:
+                self.if_tracked.add(key)
 
 
 def list_change(row: Captured, user_id: str, changes: DeviceChanges) -> None:

@@ -213,8 +213,12 @@ async def _tell_of_devices(conn: Connection, changes: DeviceChanges, owners: Own
     fresh = await repeats.take_changes(conn, keys) if keys else set()
     users = changes.apply_fresh(fresh, owners)
     tracking = await device_updates.change_tracked(conn, sorted(users)) if users else set()
+    if changes.if_tracked:
+        tracking |= await device_updates.change_if_tracked(conn, sorted(changes.if_tracked))
     if changes.lists:
         await device_updates.change_lists(conn, changes.lists)
+    if changes.deleted:
+        await device_updates.forget_devices(conn, sorted(changes.deleted))
     if changes.keys:
         await device_updates.change_keys(conn, changes.keys)
     told = {key.appservice_id for key in changes.lists}

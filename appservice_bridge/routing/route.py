@@ -8,7 +8,14 @@ from typing import Final
 
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.owners import Owners
-from appservice_bridge.domain.raw_json import MalformedError, decode, elements, members, string
+from appservice_bridge.domain.raw_json import (
+    MalformedError,
+    decode,
+    elements,
+    members,
+    require_small,
+    string,
+)
 from appservice_bridge.domain.to_device import to_device_item
 from appservice_bridge.domain.transaction import Kind
 from appservice_bridge.routing.device_changes import (
@@ -283,8 +290,10 @@ def _entries(row: Captured, kind: str, array: str, routing: Routing) -> list[str
 
 def _event(row: Captured, raw: str) -> Candidate:
     try:
-        event_id = members(raw).get("event_id")
+        event = members(raw)
+        event_id = event.get("event_id")
         key = None if event_id is None else _event_key(row, string(event_id))
+        require_small(event.get("content", "{}"))
     except MalformedError as error:
         return _buried_whole(row, Kind.EVENT, str(error), raw.encode())
     return Candidate(key=key, routed=(_routed(row, Kind.EVENT, raw),))

@@ -155,12 +155,19 @@ async def recount_keys(database: Database, *, every_seconds: float = RECOUNT_SEC
 
 async def refill(database: Database) -> None:
     """Append what the inbox holds and nobody took, down to the last batch; the rest comes later."""
-    while await _append_missed(database, FLOOR_SETTLE_SECONDS) >= BATCH:
-        pass
+    while True:
+        appended = await _append_missed(database, FLOOR_SETTLE_SECONDS)
+        if appended is None:  # who compares now must be done first
+            await asyncio.sleep(0.05)
+        elif appended < BATCH:
+            return
 
 
-async def _append_missed(database: Database, floor_settle_seconds: float) -> int:
-    """Append one batch; the floor moves only where the same look found nothing below it."""
+async def _append_missed(database: Database, floor_settle_seconds: float) -> int | None:
+    """Append one batch; None if another worker compares.
+
+    The floor moves only where the same look found nothing below it.
+    """
     async with database.transaction() as conn:
         appended = await inbox.append_missed(conn, limit=BATCH)
         if appended == 0:
@@ -171,7 +178,7 @@ async def _append_missed(database: Database, floor_settle_seconds: float) -> int
             await notifications.notify(conn, notifications.CAPTURE)
     if appended:
         log.warning("reconciler.found", messages=appended)
-    return appended or 0
+    return appended
 
 
 async def _append_all(

@@ -21,8 +21,40 @@ select 'device_lists_stream',
 on conflict do nothing
 """
 
+GONE: Final = """
+-- device_streams.gone: devices of local users that the stream names and that are not there; those
+-- whose change was captured only where $3, for then their deletion may not have been
+select distinct d.user_id, d.device_id
+  from public.device_lists_stream d
+ where d.stream_id > $1 and right(d.user_id, length($2)) = $2
+   and (select true from foreign_user f where f.user_id = d.user_id) is null
+   and (select true from public.devices e
+         where e.user_id = d.user_id and e.device_id = d.device_id) is null
+   and ($3 or ((select true from taken_device_change t
+                 where t.stream_id = d.stream_id and t.user_id = d.user_id
+                   and t.device_id = d.device_id) is null
+               and not exists (select from capture_log c
+                                where c.kind = 'device_list' and c.stream_id = d.stream_id
+                                  and c.user_id = d.user_id and c.device_id = d.device_id)))
+ limit $4
+"""
+
+DRAW: Final = """
+-- device_streams.draw: before it is looked whether the devices are there again
+select array_agg(nextval('capture_seq') order by n) from generate_series(1, $1::integer) n
+"""
+
+APPEND_DELETED: Final = """
+-- device_streams.append_deleted: what comes for one that is made again has a higher number
+insert into capture_log (seq, kind, user_id, device_id)
+select g.seq, 'device_deleted', g.user_id, g.device_id
+  from unnest($1::bigint[], $2::text[], $3::text[]) as g(seq, user_id, device_id)
+ where (select true from public.devices e
+         where e.user_id = g.user_id and e.device_id = g.device_id) is null
+"""
+
 APPEND_LISTS: Final = """
--- device_streams.append_lists: and the deletion of a local user's device that is gone
+-- device_streams.append_lists
 with missed as (
     select d.stream_id, d.user_id, d.device_id
       from public.device_lists_stream d
@@ -38,13 +70,6 @@ with missed as (
 ), listed as (
     insert into capture_log (kind, user_id, device_id, stream_id)
     select 'device_list', user_id, device_id, stream_id from missed order by stream_id
-), deleted as (
-    insert into capture_log (kind, user_id, device_id)
-    select 'device_deleted', m.user_id, m.device_id from missed m
-     where right(m.user_id, length($3)) = $3
-       and (select true from foreign_user f where f.user_id = m.user_id) is null
-       and (select true from public.devices d
-             where d.user_id = m.user_id and d.device_id = m.device_id) is null
 )
 select count(*) from missed
 """
@@ -98,7 +123,8 @@ async def append_missed(
     settled = await floors.hold(conn, Stream.DEVICE_LISTS)
     if settled is None:
         return None
-    appended = await _append(conn, settled, limit, server_name, unreadable)
+    await _append_deleted(conn, settled, limit, server_name, unreadable, captured=False)
+    appended = await _append(conn, settled, limit, unreadable)
     if not appended and not unreadable & TABLES:
         with reading_synapse():
             bound = await floors.bound(conn, Stream.DEVICE_LISTS)
@@ -119,20 +145,44 @@ async def poll(
         return None
     with reading_synapse():
         bound = await floors.bound(conn, Stream.DEVICE_LISTS)
-    appended = await _append(conn, position, limit, server_name, unreadable)
+    await _append_deleted(conn, position, limit, server_name, unreadable, captured=True)
+    appended = await _append(conn, position, limit, unreadable)
     if appended < limit and not unreadable & TABLES:
         await floors.set_polled(conn, Stream.DEVICE_LISTS, bound)
     return appended
 
 
-async def _append(
-    conn: Connection, above: int, limit: int, server_name: str, unreadable: frozenset[str]
-) -> int:
+async def _append_deleted(
+    conn: Connection,
+    above: int,
+    limit: int,
+    server_name: str,
+    unreadable: frozenset[str],
+    *,
+    captured: bool,
+) -> None:
+    """Append deletions of devices that are gone; the same again does no harm.
+
+    A deletion drops what comes before it. So its number is drawn first, and then it is looked
+    once more whether the device is still gone: whoever is made again later has higher numbers.
+    """
+    if unreadable & DEVICE_LIST_TABLES:
+        return
+    with reading_synapse():
+        await conn.execute(inbox.COMPARE_AS_SETS)
+        gone = await conn.fetch(GONE, above, f":{server_name}", captured, limit)
+        if gone:
+            seqs = await conn.fetchval(DRAW, len(gone))
+            devices = [[row["user_id"] for row in gone], [row["device_id"] for row in gone]]
+            await conn.execute(APPEND_DELETED, seqs, *devices)
+
+
+async def _append(conn: Connection, above: int, limit: int, unreadable: frozenset[str]) -> int:
     appended = 0
     with reading_synapse():
         await conn.execute(inbox.COMPARE_AS_SETS)
         if not unreadable & DEVICE_LIST_TABLES:
-            appended += await conn.fetchval(APPEND_LISTS, above, limit, f":{server_name}")
+            appended += await conn.fetchval(APPEND_LISTS, above, limit)
         if not unreadable & SIGNATURE_TABLES:
             done = await conn.execute(APPEND_SIGNATURES, above, limit)
             appended += int(done.split()[2])

@@ -23,6 +23,21 @@ on conflict (appservice_id, user_id) do update
    set change = excluded.change, sealed_in = null, captured_at = clock_timestamp()
 """
 
+CHANGE_IF_TRACKED: Final = """
+-- device_updates.change_if_tracked: who is tracked no more was told of for the last time
+with tracking as (
+    select appservice_id, user_id from tracked
+     where (appservice_id, user_id) in (select * from unnest($1::text[], $2::text[]))
+     order by appservice_id, user_id
+       for key share
+)
+insert into device_list_update (appservice_id, user_id, change)
+select appservice_id, user_id, 'changed' from tracking order by appservice_id, user_id
+on conflict (appservice_id, user_id) do update
+   set change = excluded.change, sealed_in = null, captured_at = clock_timestamp()
+returning appservice_id
+"""
+
 CHANGE_TRACKED: Final = """
 -- device_updates.change_tracked: who tracks the users; one that is being let go is waited for
 with tracking as (
@@ -55,18 +70,23 @@ on conflict (appservice_id, user_id, device_id) do update
 
 DELETE_DEVICES: Final = """
 -- device_updates.delete_devices: as far as the outbox reaches now
-with gone as (
-    select g.appservice_id, g.user_id, g.device_id, h.position
-      from unnest($1::text[], $2::text[], $3::text[]) as g(appservice_id, user_id, device_id)
-      join outbox_head h using (appservice_id)
-), forgotten as (
-    delete from device_key_state k using gone g
-     where k.appservice_id = g.appservice_id and k.user_id = g.user_id
-       and k.device_id = g.device_id
-)
 insert into deleted_device (appservice_id, user_id, device_id, upto)
-select * from gone
+select g.appservice_id, g.user_id, g.device_id, h.position
+  from unnest($1::text[], $2::text[], $3::text[]) as g(appservice_id, user_id, device_id)
+  join outbox_head h using (appservice_id)
 on conflict (appservice_id, user_id, device_id) do update set upto = excluded.upto
+"""
+
+FORGET_DEVICES: Final = """
+-- device_updates.forget_devices
+with gone as materialized (
+    select appservice_id, user_id, device_id from device_key_state
+     where (appservice_id, user_id, device_id) in (
+           select * from unnest($1::text[], $2::text[], $3::text[]))
+     order by 1, 2, 3 for update
+)
+delete from device_key_state k using gone g
+ where k.appservice_id = g.appservice_id and k.user_id = g.user_id and k.device_id = g.device_id
 """
 
 WAITING_LISTS: Final = """
@@ -118,12 +138,24 @@ delete from device_key_state k using unnest($2::text[], $3::text[]) as g(user_id
  where k.appservice_id = $1 and k.user_id = g.user_id and k.device_id = g.device_id
 """
 
-ACK: Final = """
--- device_updates.ack: what changed meanwhile is in no transaction, and stays
-with told as (
-    delete from device_list_update where appservice_id = $1 and sealed_in = $2
+ACK_LISTS: Final = """
+-- device_updates.ack_lists: what changed meanwhile is in no transaction, and stays
+with told as materialized (
+    select user_id from device_list_update
+     where appservice_id = $1 and sealed_in = $2 order by user_id for update
 )
-update device_key_state set sealed_in = null where appservice_id = $1 and sealed_in = $2
+delete from device_list_update u using told t
+ where u.appservice_id = $1 and u.user_id = t.user_id and u.sealed_in = $2
+"""
+
+ACK_KEYS: Final = """
+-- device_updates.ack_keys
+with told as materialized (
+    select user_id, device_id from device_key_state
+     where appservice_id = $1 and sealed_in = $2 order by user_id, device_id for update
+)
+update device_key_state k set sealed_in = null from told t
+ where k.appservice_id = $1 and k.user_id = t.user_id and k.device_id = t.device_id
 """
 
 DELETE_MARKED: Final = """
@@ -192,6 +224,12 @@ async def change_tracked(conn: Connection, user_ids: Sequence[str]) -> set[str]:
     return {row["appservice_id"] for row in await conn.fetch(CHANGE_TRACKED, user_ids)}
 
 
+async def change_if_tracked(conn: Connection, keys: Sequence[ListKey]) -> set[str]:
+    """These users `changed` for these appservices, where they are tracked; returns for whom."""
+    columns = [list(column) for column in zip(*keys, strict=True)]
+    return {row["appservice_id"] for row in await conn.fetch(CHANGE_IF_TRACKED, *columns)}
+
+
 async def change_keys(conn: Connection, changes: Mapping[DeviceKey, KeyChange]) -> None:
     """The keys of these devices changed."""
     await conn.execute(
@@ -209,6 +247,12 @@ async def delete_devices(conn: Connection, keys: Sequence[DeviceKey]) -> None:
     """Nothing that was routed for these devices so far, and is not sealed, is for anybody."""
     columns = [list(column) for column in zip(*keys, strict=True)]
     await conn.execute(DELETE_DEVICES, *columns)
+
+
+async def forget_devices(conn: Connection, keys: Sequence[DeviceKey]) -> None:
+    """These devices are told of no more."""
+    columns = [list(column) for column in zip(*keys, strict=True)]
+    await conn.execute(FORGET_DEVICES, *columns)
 
 
 async def take_lists(
@@ -244,8 +288,12 @@ async def take_keys(conn: Connection, appservice_id: str, page: Page) -> tuple[D
 
 
 async def ack(conn: Connection, appservice_id: str, *, number: int) -> None:
-    """What this transaction told of devices has arrived."""
-    await conn.execute(ACK, appservice_id, number)
+    """What this transaction told of devices has arrived.
+
+    Lists are locked before keys, each in order, as intake does.
+    """
+    await conn.execute(ACK_LISTS, appservice_id, number)
+    await conn.execute(ACK_KEYS, appservice_id, number)
 
 
 async def delete_marked(conn: Connection, appservice_id: str, *, sealed_to: int) -> None:

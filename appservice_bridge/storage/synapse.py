@@ -11,7 +11,10 @@ from appservice_bridge.blueprint.seeding import USERS_PAGE
 from appservice_bridge.blueprint.versions import SCHEMA_EXISTS
 from appservice_bridge.domain.capture import CAPTURED, Trigger
 from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.storage import inbox
 from appservice_bridge.storage.database import Connection
+
+CATCH_UP_BATCH: Final = 1000
 
 IS_SYNAPSE: Final = """
 -- synapse.is_synapse
@@ -133,10 +136,20 @@ async def install(conn: Connection) -> list[str]:
     await conn.execute(capture_functions())
     needed = await missing_triggers(conn)
     tables = sorted({trigger.table for trigger in needed})
+    if "device_inbox" in tables:
+        await _catch_up(conn)
     for table in tables:
         create = capture.attach(table, (one for one in needed if one.table == table))
         await _in_a_quiet_moment(conn, create, table)
     return tables
+
+
+async def _catch_up(conn: Connection) -> None:
+    """Append what came while there was no trigger, all but the last of it behind no lock."""
+    appended: int | None = CATCH_UP_BATCH
+    while appended is not None and appended >= CATCH_UP_BATCH:
+        async with conn.transaction():
+            appended = await inbox.poll(conn, limit=CATCH_UP_BATCH, wait=True)
 
 
 async def _present(conn: Connection) -> list[tuple[str, str, bool]]:

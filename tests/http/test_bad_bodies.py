@@ -77,7 +77,7 @@ async def test_a_body_that_cannot_be_decompressed_is_answered_200_and_becomes_on
     assert [row["kind"] for row in await pg.fetch(DEAD)] == ["transaction"] * 2
 
 
-async def test_a_member_that_is_no_object_is_buried_and_its_neighbours_arrive_unchanged(
+async def test_case_10_a_member_that_is_no_object_is_buried_and_its_neighbours_arrive_unchanged(
     pg: "asyncpg.Connection[asyncpg.Record]", database: str, tmp_path: Path
 ) -> None:
     bads = ['"text"', "1.5", "null", "true", "[]", '[{"event_id":"$x"}]']
@@ -126,7 +126,7 @@ async def test_an_array_that_is_none_is_buried_and_the_other_arrives(
     assert sorted(dead) == sorted((kind, one) for kind in ("ephemeral", "event") for one in values)
 
 
-async def test_u_0000_and_lone_surrogates_pass_byte_for_byte(
+async def test_case_11_u_0000_and_lone_surrogates_pass_byte_for_byte(
     pg: "asyncpg.Connection[asyncpg.Record]", database: str, tmp_path: Path
 ) -> None:
     events = [
@@ -146,7 +146,7 @@ async def test_u_0000_and_lone_surrogates_pass_byte_for_byte(
     assert await pg.fetch(DEAD) == []
 
 
-async def test_a_forged_field_inside_an_event_stays_inside_of_it(
+async def test_case_11_a_forged_field_inside_an_event_stays_inside_of_it(
     database: str, tmp_path: Path
 ) -> None:
     event = {
@@ -216,3 +216,25 @@ async def test_an_event_larger_than_a_transaction_may_be_is_delivered_by_itself(
         f'{{"events":[{large}]}}'.encode(),
         b'{"events":[{"event_id":"$2"}]}',
     ]
+
+
+async def test_case_9_a_content_over_65536_canonical_bytes_is_buried_and_its_neighbours_arrive(
+    pg: "asyncpg.Connection[asyncpg.Record]", database: str, tmp_path: Path
+) -> None:
+    fits = "ü" * ((65_536 - len('{"b":""}')) // 2)
+    contents = {
+        "$fits": f'{{"b":"{fits}"}}',
+        "$spaced": f'{{ "b" : "{fits}" }}',  # canonical JSON has no spaces
+        "$over": f'{{"b":"{fits}u"}}',  # by one byte, and far below in characters
+    }
+    events = ",".join(
+        f'{{"event_id":"{event_id}","content":{content}}}' for event_id, content in contents.items()
+    )
+    async with one_bot(tmp_path, database) as (bot, hs):
+        assert await hs.push("1", f'{{"events":[{events}]}}'.encode()) == 200
+        assert await hs.push("end", END) == 200
+        await ended(bot)
+    assert [event["event_id"] for event in bot.events] == ["$fits", "$spaced", "$end"]
+    assert contents["$spaced"].encode() in delivered(bot)
+    [(kind, payload)] = [tuple(row) for row in await pg.fetch(DEAD)]
+    assert (kind, json.loads(payload)["event_id"]) == ("event", "$over")

@@ -58,7 +58,7 @@ async def test_events_and_typing_arrive_in_the_order_they_were_pushed(
     assert bot.items("ephemeral") == bot.items("de.sorunome.msc2409.ephemeral")
 
 
-async def test_the_same_id_and_bytes_again_are_delivered_once(
+async def test_case_12_the_same_id_and_bytes_again_are_delivered_once(
     pg: "asyncpg.Connection[asyncpg.Record]", database: str, tmp_path: Path
 ) -> None:
     body = body_of("$1", typing="!1")
@@ -86,7 +86,7 @@ async def test_another_body_under_a_known_id_is_delivered(database: str, tmp_pat
     assert [event["event_id"] for event in bot.events] == ["$before", "$rewound"]
 
 
-async def test_the_same_event_under_another_id_is_delivered_once_also_after_a_restart(
+async def test_case_12_the_same_event_under_another_id_is_delivered_once_also_after_a_restart(
     pg: "asyncpg.Connection[asyncpg.Record]", database: str, tmp_path: Path
 ) -> None:
     async with appservice() as bot:

@@ -76,6 +76,7 @@ async def test_a_change_that_is_read_twice_is_told_once(pg: Connection, intake: 
 
 async def test_signatures_that_are_read_twice_are_told_once(pg: Connection, intake: Intake) -> None:
     body = json.dumps([FRIEND]).encode()
+    await pg.execute("insert into appservice_bridge.tracked values ('bot', $1)", FRIEND)
     for stream_id, wanted in ((7, 1), (7, 0), (8, 1)):
         await captured(pg, "signatures", user_id=BOT, stream_id=stream_id, body=body)
         await intake.consume_once()
@@ -92,13 +93,21 @@ async def test_signatures_that_cannot_be_read_are_buried_once(
     assert await rows(pg, "select kind from appservice_bridge.dead_letter") == [("signatures",)]
 
 
-async def test_who_signed_keys_of_others_hears_of_them(pg: Connection, intake: Intake) -> None:
-    body = json.dumps([FRIEND, "@é:example.org"]).encode()
+async def test_who_signed_keys_of_others_hears_of_them_while_it_tracks_them(
+    pg: Connection, intake: Intake
+) -> None:
+    for user in (FRIEND, "@é:example.org"):
+        await pg.execute("insert into appservice_bridge.tracked values ('bot', $1)", user)
+    body = json.dumps([FRIEND, "@é:example.org", "@gone:example.org", BOT]).encode()
+    left = "insert into appservice_bridge.device_list_update values ('bot', $1, 'left')"
+    await pg.execute(left, "@gone:example.org")
     await captured(pg, "signatures", user_id=BOT, stream_id=1, body=body)
     await captured(pg, "signatures", user_id="@none:example.org", stream_id=2, body=body)
     await intake.consume_once()
     assert await rows(pg, LISTS) == [
+        ("bot", BOT, "changed"),
         ("bot", FRIEND, "changed"),
+        ("bot", "@gone:example.org", "left"),  # and no signature makes it come back
         ("bot", "@é:example.org", "changed"),
     ]
 

@@ -117,10 +117,33 @@ async def test_a_local_device_that_is_gone_was_deleted_after_the_messages_before
         ("device_list", BOT, "DEV"),
         ("device_list", REMOTE, "FAR"),
     ]
+    for _ in range(2):  # said again while the stream has not moved on, it does no harm
+        await intake.consume_once()
+        await polling.poll_once()
+        assert {row[0] for row in await logged(pg)} <= {"device_deleted"}
+        assert await pg.fetchval("select count(*) from appservice_bridge.deleted_device") == 1
+        assert await outbox(pg) == []
+
+
+async def test_a_device_that_is_made_again_keeps_what_comes_for_it(
+    pg: Connection, polling: Polling, intake: Intake
+) -> None:
+    """Its deletion was captured by no trigger; the change that names it was."""
+    await send(pg, BOT, 2, n=2)
+    await change_device(pg, BOT, "DEV", 3)
+    await pg.execute(
+        "insert into appservice_bridge.capture_log (kind, user_id, device_id, stream_id)"
+        " values ('device_list', $1, 'DEV', 3)",
+        BOT,
+    )
     await intake.consume_once()
     await polling.poll_once()
-    assert await logged(pg) == []
-    assert await pg.fetchval("select count(*) from appservice_bridge.deleted_device") == 1
+    await pg.execute("insert into public.devices (user_id, device_id) values ($1, 'DEV')", BOT)
+    await send(pg, BOT, 4, n=4)
+    for _ in range(2):
+        await polling.poll_once()
+        await intake.consume_once()
+    assert await outbox(pg) == [4]
 
 
 async def test_changed_keys_mark_their_device_once_for_each_change(
