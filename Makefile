@@ -22,10 +22,11 @@ test-system: $(READY) ## what needs the system's packages: the bridge on the sys
 	@test -x "$(POSTGRES)/initdb" || { echo "needs Debian's postgresql, or make POSTGRES=DIR"; exit 1; }
 	$(BIN)/pytest tests/storage tests/routing tests/sources tests/delivery --postgres-binaries "$(POSTGRES)"
 
-# All of tests/homeserver but what asks about the bridge alone, or is long and has a shorter twin:
+# All of tests/homeserver but what asks about the bridge alone, or is long and has a shorter twin, and
+# the module, which is tested in the environment of the newest:
 # latency, kills and stops of the bridge, a thousand messages, one or two senders, the long rest.
-NOT_ON_OLDEST := latency or kills_of_the_bridge or orderly_stop or thousand or woken or order[2] \
-  or order[1]
+NOT_ON_OLDEST := module or latency or kills_of_the_bridge or orderly_stop or thousand or woken \
+  or dropped_under_load or when_it_was_stopped or order[2] or order[1]
 
 test-oldest: $(READY) $(OLDEST_READY) ## end to end on the oldest Synapse that is supported
 	$(BIN)/pytest tests/homeserver --synapse-python $(abspath $(OLDEST)/bin/python) \

@@ -49,13 +49,16 @@ COUNTED: Final = (
 
 
 @pytest.fixture(scope="module")
-def forgetful() -> Iterator[Homeserver]:
+def forgetful(synapse_python: str) -> Iterator[Homeserver]:
     """A Synapse that may be killed, with two appservices."""
     appservices = [
         registered("rooms", users=["@rooms_.*"]),
         registered("aliases", namespaces={"aliases": [{"regex": "#al_.*", "exclusive": False}]}),
     ]
-    with postgres_on_disk() as server, homeserver(server, appservices, name="forgetful") as of:
+    with (
+        postgres_on_disk() as server,
+        homeserver(server, appservices, name="forgetful", python=synapse_python) as of,
+    ):
         yield of
 
 

@@ -26,7 +26,7 @@ WITHIN: Final = inbox_cleaner.GRACE_SECONDS + 3 * inbox_cleaner.EVERY_SECONDS + 
 
 
 @pytest.fixture(scope="module")
-def synapse() -> Iterator[Homeserver]:
+def synapse(synapse_python: str) -> Iterator[Homeserver]:
     """A Synapse of its own: here one appservice does not opt in."""
     appservices = [
         registered("clean", users=["@clean_.*"]),
@@ -38,7 +38,9 @@ def synapse() -> Iterator[Homeserver]:
     config = {"appservices": {"keep": {"delete_delivered": "off"}}}
     with (
         postgres_on_disk() as server,
-        homeserver(server, appservices, name="cleaned", config=config) as running,
+        homeserver(
+            server, appservices, name="cleaned", config=config, python=synapse_python
+        ) as running,
     ):
         yield running
 

@@ -39,13 +39,13 @@ class Seen:
 
 
 @pytest.fixture(scope="module")
-def strict() -> Iterator[Homeserver]:
+def strict(synapse_python: str) -> Iterator[Homeserver]:
     """A Synapse whose Postgres notes every wait for a lock that is too long."""
     settings = {"log_lock_waits": "on", "deadlock_timeout": f"{LONGEST_WAIT_MS}ms"}
     appservices = [registered("bot", users=["@b_.*"])]
     with (
         postgres_on_disk(**settings) as server,
-        homeserver(server, appservices, native=True) as running,
+        homeserver(server, appservices, native=True, python=synapse_python) as running,
     ):
         yield running
 

@@ -40,7 +40,7 @@ MESSAGES = 300
 
 
 @pytest.fixture(scope="module")
-def unwatched() -> Iterator[Homeserver]:
+def unwatched(synapse_python: str) -> Iterator[Homeserver]:
     """Synapse and a bridge that may only read its tables."""
     appservices = [
         registered("lab", users=["@lab_.*"]),
@@ -54,7 +54,10 @@ def unwatched() -> Iterator[Homeserver]:
         ),
     ]
     config = SMALL_TRANSACTIONS | {"homeserver": {"capture": "polling"}}
-    with postgres_on_disk() as server, homeserver(server, appservices, config=config) as running:
+    with (
+        postgres_on_disk() as server,
+        homeserver(server, appservices, config=config, python=synapse_python) as running,
+    ):
         assert running.rows(OURS) == [(0,)]
         yield running
 
@@ -129,11 +132,13 @@ async def test_polling_sees_new_devices_and_that_one_was_deleted(
 
 
 @pytest.fixture(scope="module")
-def watched() -> Iterator[Homeserver]:
+def watched(synapse_python: str) -> Iterator[Homeserver]:
     """Synapse with triggers, of its own: one of them goes."""
     with (
         postgres_on_disk() as server,
-        homeserver(server, [registered("load", users=["@load_.*"])]) as running,
+        homeserver(
+            server, [registered("load", users=["@load_.*"])], python=synapse_python
+        ) as running,
     ):
         yield running
 

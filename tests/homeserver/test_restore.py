@@ -24,11 +24,16 @@ NAME: Final = "restored"
 
 
 @pytest.fixture
-def restorable() -> Iterator[Homeserver]:
+def restorable(synapse_python: str) -> Iterator[Homeserver]:
     """A homeserver whose database is exchanged in the middle of its life."""
     with (
         postgres_on_disk() as server,
-        homeserver(server, [registered("lab", users=["@lab_.*"])], name=NAME) as running,
+        homeserver(
+            server,
+            [registered("lab", users=["@lab_.*"])],
+            name=NAME,
+            python=synapse_python,
+        ) as running,
     ):
         yield running
 
