@@ -27,7 +27,7 @@ ROOMS: Final = 1_000
 LARGE: Final = 10_000
 REPEATS: Final = 3
 # What one insert of as many rows into one of our tables takes is what this machine can do now.
-MOST_INSERTS: Final = 20
+MOST_INSERTS: Final = 40
 # Each user is in two rooms with the bot, and the first ones in a large room without it.
 FILL: Final = f"""
 insert into public.current_state_events (event_id, room_id, type, state_key, membership)
