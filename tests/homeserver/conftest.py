@@ -28,7 +28,8 @@ def synapse(synapse_python: str) -> Iterator[Homeserver]:
         registered("load", users=["@load_.*"]),
         registered("shared_a", users=["@shared_.*"], exclusive=False),
         registered("shared_b", users=["@shared_.*"], exclusive=False),
-        registered("quiet", users=["@quiet_.*"]),
+        registered("others", users=["@others_.*"]),
+        registered("quiet", users=["@quiet_.*"]),  # nobody of it is in any room
         registered("sender_only"),
         registered("nullurl", users=["@.*"], exclusive=False, listens=False),
         registered(

@@ -146,18 +146,18 @@ async def test_case_28_two_appservices_hear_each_their_own(
 ) -> None:
     alice, bob = await client.people(f"{fresh}_p", 2)
     lab_puppet = await client.puppet("lab", f"lab_{fresh}")
-    quiet_puppet = await client.puppet("quiet", f"quiet_{fresh}")
-    async with listening(synapse, "lab") as lab, listening(synapse, "quiet") as quiet:
+    others_puppet = await client.puppet("others", f"others_{fresh}")
+    async with listening(synapse, "lab") as lab, listening(synapse, "others") as others:
         await client.encrypted_room(alice, [lab_puppet])
-        shared = await client.encrypted_room(bob, [lab_puppet, quiet_puppet])
+        shared = await client.encrypted_room(bob, [lab_puppet, others_puppet])
         await until_last(lab, alice, "changed")
-        await until_last(lab, quiet_puppet, "changed")
-        await until_last(quiet, bob, "changed")
-        await until_last(quiet, lab_puppet, "changed")
+        await until_last(lab, others_puppet, "changed")
+        await until_last(others, bob, "changed")
+        await until_last(others, lab_puppet, "changed")
         await leave(client, bob, shared)
         await until_last(lab, bob, "left")
-        await until_last(quiet, bob, "left")
-        assert heard(quiet, alice) == []
+        await until_last(others, bob, "left")
+        assert heard(others, alice) == []
 
 
 async def test_case_28_leave_and_rejoin_while_the_bridge_does_not_look_is_changed_only(

@@ -99,7 +99,7 @@ async def test_case_2_a_wildcard_to_a_user_without_devices_is_accepted_and_makes
         },
     )
     async with listening(synapse, "lab") as lab:
-        await asyncio.sleep(0.5)  # what was owed from before
+        await asyncio.sleep(2.5)  # what was owed from before, also behind a rest
         before = len(lab.requests)
         await client.send(sender, {bare: {"*": {"to": "nobody"}}})
         await asyncio.sleep(SECONDS_OF_SILENCE)
