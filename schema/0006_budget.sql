@@ -20,6 +20,6 @@ update outbox_head h
    set bytes_in = (select coalesce(sum(octet_length(o.payload)), 0) from outbox o
                     where o.appservice_id = h.appservice_id);
 
--- Up to where the log is consumed, for the triggers: a sequence, so that they read what is true now,
--- whatever their snapshot, and never a heap of old versions. They wake nobody while much waits.
-create sequence capture_consumed cache 1;
+-- When intake was last woken, in milliseconds of Postgres' clock: a sequence, so that the triggers read
+-- what is true now, whatever their snapshot.
+create sequence capture_woken cache 1;

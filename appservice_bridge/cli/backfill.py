@@ -143,4 +143,4 @@ async def _append(conn: Connection, appservice_id: str, keys: list[InboxKey]) ->
     appended = await inbox.append(conn, keys)
     key = ledger.LedgerKey(appservice_id, "to_device", "backfilled")
     await ledger.count(conn, {key: appended})
-    await notifications.notify(conn, notifications.CAPTURE)
+    await notifications.wake_intake(conn)

@@ -35,8 +35,9 @@ log = structlog.get_logger(__name__)
 
 MAX_ROWS: Final = 1000
 MAX_BYTES: Final = 16 * 1024 * 1024
-MANY_ROWS: Final = 50  # who wrote while so many waited may have woken nobody: look again at once
 POLL_SECONDS: Final = 1.0  # the wake-up is a courtesy; the poll alone must do
+FOLLOW_UP_SECONDS: Final = 0.006  # within five milliseconds of a wake-up nobody sends another
+PATIENCE_SECONDS: Final = 1.0  # with a writer that drew a number and does not commit
 SWEEP_SECONDS: Final = 60.0
 
 
@@ -46,11 +47,15 @@ class Passed:
 
     Attributes:
         appended: the appservices whose outbox grew.
+        rows: how many it consumed.
         done: nothing that was there to read is left.
+        more_may_come: somebody was writing meanwhile, who may wake nobody.
     """
 
     appended: frozenset[str] = frozenset()
+    rows: int = 0
     done: bool = True
+    more_may_come: bool = False
 
 
 class Intake:
@@ -78,7 +83,7 @@ class Intake:
     async def run(self, stop: asyncio.Event) -> None:
         """Consume until `stop` is set; a database that is away is waited for."""
         clock = asyncio.get_running_loop().time
-        sweep_at = 0.0
+        sweep_at, busy_until = 0.0, 0.0
         while not stop.is_set():
             self.wake.clear()
             sweep = clock() >= sweep_at
@@ -90,8 +95,10 @@ class Intake:
             else:
                 if sweep and passed.done:
                     sweep_at = clock() + SWEEP_SECONDS
+            if passed.rows:
+                busy_until = clock() + PATIENCE_SECONDS
             if passed.done:
-                await set_within(self.wake, POLL_SECONDS)
+                await set_within(self.wake, _next_look(passed, busy=clock() < busy_until))
 
     async def consume_once(self, *, sweep: bool = False) -> Passed:
         """One pass over the log.
@@ -121,12 +128,16 @@ class Intake:
             conn, gate, max_rows=self._max_rows, max_bytes=MAX_BYTES, sweep=sweep
         )
         if not batch.rows and not any(gap.settled for gap in gate.gaps):
-            return Passed()
+            return Passed(more_may_come=batch.more_may_come)
         self._first_seq = batch.rows[0].seq if batch.rows else None
         appended = await self._route(conn, batch)
         await capture_log.consume(conn, batch)
-        done = batch.whole and len(batch.rows) < MANY_ROWS
-        return Passed(appended=frozenset(appended), done=done)
+        return Passed(
+            appended=frozenset(appended),
+            rows=len(batch.rows),
+            done=batch.whole,
+            more_may_come=batch.more_may_come,
+        )
 
     async def _route(self, conn: Connection, batch: capture_log.Batch) -> set[str]:
         rows = await key_only.with_bodies(conn, batch.rows, max_bytes=MAX_BYTES)
@@ -171,6 +182,12 @@ class Intake:
         if row.user_id is not None and row.device_id is not None and row.stream_id is not None:
             await repeats.take(conn, [repeats.InboxKey(row.user_id, row.device_id, row.stream_id)])
         log.error("intake.buried", reason=error.reason)
+
+
+def _next_look(passed: Passed, *, busy: bool) -> float:
+    """In how many seconds the log is looked at again, if nobody wakes intake before."""
+    soon = passed.rows or (passed.more_may_come and busy)
+    return FOLLOW_UP_SECONDS if soon else POLL_SECONDS
 
 
 async def _append(

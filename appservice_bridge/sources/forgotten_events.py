@@ -344,7 +344,7 @@ async def _put(conn: Connection, missing: Missing, read: Sequence[bytes | None])
     await ledger.count(conn, Counter(LedgerKey(id_, Kind.EVENT, outcome) for outcome in outcomes))
     if found := [one for one in read if one is not None]:
         await room_events.append(conn, id_, found)
-        await notifications.notify(conn, notifications.CAPTURE)
+        await notifications.wake_intake(conn)
     lost = [
         event
         for event, outcome in zip(missing.events, outcomes, strict=True)

@@ -109,7 +109,7 @@ class Polling:
             return
         appended = await inbox.poll(conn, limit=MOST_BEFORE_AN_EVENT, wait=True)
         if appended:
-            await notifications.notify(conn, notifications.CAPTURE)
+            await notifications.wake_intake(conn)
         if appended == MOST_BEFORE_AN_EVENT:
             raise DatabaseUnavailableError("polling has more messages to catch up with")
 
@@ -121,7 +121,7 @@ class Polling:
                 async with self._database.transaction() as conn:
                     appended = await step(conn)
                     if appended:
-                        await notifications.notify(conn, notifications.CAPTURE)
+                        await notifications.wake_intake(conn)
         except SourceUnreadableError as error:
             log.warning("polling.left_out", reason=error.reason)
 

@@ -146,7 +146,7 @@ async def recount_keys(database: Database, *, every_seconds: float = RECOUNT_SEC
         async with database.transaction() as conn:
             last, marked = await key_changes.recount(conn, device, batch=BATCH)
             if marked:
-                await notifications.notify(conn, notifications.CAPTURE)
+                await notifications.wake_intake(conn)
         found += marked
         if last is None:
             return found
@@ -175,7 +175,7 @@ async def _append_missed(database: Database, floor_settle_seconds: float) -> int
         elif appended is not None:
             key = ledger.LedgerKey("", CapturedKind.TO_DEVICE, "reconciled")
             await ledger.count(conn, {key: appended})
-            await notifications.notify(conn, notifications.CAPTURE)
+            await notifications.wake_intake(conn)
     if appended:
         log.warning("reconciler.found", messages=appended)
     return appended
@@ -190,7 +190,7 @@ async def _append_all(
         async with database.transaction() as conn:
             appended = await step(conn, await capture_state.read(conn)) or 0
             if appended:
-                await notifications.notify(conn, notifications.CAPTURE)
+                await notifications.wake_intake(conn)
         found += appended
     return found
 

@@ -91,7 +91,7 @@ class Watchkeeper:
                 await recomputing.append_devices(conn)
                 await recomputing.append_users(conn)
             await watch.recomputed(conn)
-            await notifications.notify(conn, notifications.CAPTURE)
+            await notifications.wake_intake(conn)
         log.warning("watch.recomputed", silent_days_at_least=watch.SILENT_DAYS)
 
     def _alert(self, used_bytes: int) -> None:

@@ -26,7 +26,8 @@ select 'transaction', appservice_id, $4, $3 from fresh
 
 HOLD_GATE: Final = """
 -- capture_log.hold_gate: skip locked is for the gate alone; where order matters nothing is skipped
-select head from intake_gate where registrations_digest = $1 for update skip locked
+select head, (select last_value from capture_seq) as drawn
+  from intake_gate where registrations_digest = $1 for update skip locked
 """
 
 SAME_REGISTRATIONS: Final = """
@@ -63,11 +64,11 @@ select seq, kind, appservice_id, user_id, device_id, stream_id, body, captured_a
 """
 
 CONSUME: Final = """
--- capture_log.consume: returns how many were there to consume; the triggers are told how far
+-- capture_log.consume: returns how many were there to consume
 with gone as (delete from capture_log where seq = any($1::bigint[]) returning seq),
      moved as (update intake_gate
                   set head = greatest(head, $2), last_intake_at = clock_timestamp())
-select count(*), setval('capture_consumed', greatest($2, 1)) from gone
+select count(*) from gone
 """
 
 FORGET_GAPS: Final = """
@@ -131,9 +132,14 @@ class Gap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """Where the log was left: all up to `head` is consumed, but for what lies in `gaps`."""
+    """Where the log was left: all up to `head` is consumed, but for what lies in `gaps`.
+
+    Attributes:
+        drawn: the last number that a writer drew before the log is read.
+    """
 
     head: int
+    drawn: int
     gaps: tuple[Gap, ...]
 
 
@@ -170,6 +176,13 @@ class Batch:
     rows: tuple[Captured, ...]
     whole: bool
 
+    @property
+    def more_may_come(self) -> bool:
+        """Whether a writer drew a number that was not there to read: it is at work, or gave up."""
+        new = sum(row.seq > self.gate.head for row in self.rows)
+        unsettled = any(not gap.settled for gap in self.gate.gaps)
+        return unsettled or self.gate.drawn - self.gate.head > new
+
 
 async def append_transaction(
     conn: Connection, appservice_id: str, *, txn_id: str, body: bytes
@@ -180,7 +193,7 @@ async def append_transaction(
     done = await conn.execute(APPEND_TRANSACTION, appservice_id, digest.digest(), body, id_digest)
     fresh = done == "INSERT 0 1"
     if fresh:
-        await notifications.notify(conn, notifications.CAPTURE)
+        await notifications.wake_intake(conn)
     return fresh
 
 
@@ -190,8 +203,8 @@ async def hold_gate(conn: Connection, registrations_digest: bytes) -> Gate | Non
     The gaps are read after the gate is held and before the log is: a gap found settled here is
     read once more before it is forgotten, so that a writer who ended in between is not missed.
     """
-    head = await conn.fetchval(HOLD_GATE, registrations_digest)
-    if head is None:
+    gate = await conn.fetchrow(HOLD_GATE, registrations_digest)
+    if gate is None:
         return None
     rows = await conn.fetch(GAPS)
     if any(row["undated"] for row in rows):
@@ -200,7 +213,7 @@ async def hold_gate(conn: Connection, registrations_digest: bytes) -> Gate | Non
         Gap(first_seq=row["first_seq"], last_seq=row["last_seq"], settled=row["settled"])
         for row in rows
     )
-    return Gate(head=head, gaps=gaps)
+    return Gate(head=gate["head"], drawn=gate["drawn"], gaps=gaps)
 
 
 async def same_registrations(conn: Connection, registrations_digest: bytes) -> bool:

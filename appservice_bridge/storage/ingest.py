@@ -71,7 +71,7 @@ async def append(conn: Connection, rows: Sequence[Row]) -> None:
         [row.device_id for row in rows],
         [row.body for row in rows],
     )
-    await notifications.notify(conn, notifications.CAPTURE)
+    await notifications.wake_intake(conn)
 
 
 async def forget(conn: Connection, *, days: int, batch: int) -> int:

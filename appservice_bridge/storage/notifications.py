@@ -21,6 +21,15 @@ NOTIFY: Final = """
 select pg_notify($1, '') where pg_notification_queue_usage() < 0.5
 """
 
+WAKE_INTAKE: Final = """
+-- notifications.wake_intake: as the triggers do, once in five milliseconds
+select setval('capture_woken', (extract(epoch from clock_timestamp()) * 1000)::bigint),
+       pg_notify($1, '')
+  from capture_woken w
+ where abs(extract(epoch from clock_timestamp()) * 1000 - w.last_value) > 5
+   and pg_notification_queue_usage() < 0.5
+"""
+
 CHECK: Final = """
 -- notifications.check: any answer will do
 select
@@ -30,10 +39,17 @@ select
 async def notify(conn: Connection, channel: str) -> None:
     """Wake who listens on a channel when this DB transaction commits; a courtesy, they look anyway.
 
-    CAPTURE: the log grew, and intake may run. OUTBOX: an outbox grew whose lane another worker may
-    hold.
+    OUTBOX: an outbox grew whose lane another worker may hold.
     """
     await conn.execute(NOTIFY, channel)
+
+
+async def wake_intake(conn: Connection) -> None:
+    """The log grew, and intake may run when this DB transaction commits: the same courtesy.
+
+    Only behind the append: whoever was woken by another, and looks again, then finds its numbers.
+    """
+    await conn.execute(WAKE_INTAKE, CAPTURE)
 
 
 async def listen(dsn: str, wakes: Mapping[str, Callable[[], None]], stop: asyncio.Event) -> None:

@@ -4,15 +4,17 @@
 -- A bridge that has been silent for seven days is gone: nothing is written for it. The reconciler
 -- and a recount make up for that if it comes back.
 
--- A full queue of notifications would fail the homeserver's commit; who listens looks anyway. And
--- commits that notify wait for each other: while a hundred rows wait, intake is awake, or is away.
+-- Commits that notify wait for each other, so at most one in five milliseconds does; whoever listens
+-- looks again after that time. A sequence is written at once, whatever becomes of the DB transaction,
+-- and never a heap of old versions. A full queue of notifications would fail the homeserver's commit.
 create or replace function appservice_bridge.wake_intake() returns void
 language sql
 set search_path = pg_catalog, pg_temp
 as $$
-    select pg_notify('appservice_bridge_capture', '')
-      from appservice_bridge.capture_seq s, appservice_bridge.capture_consumed c
-     where s.last_value - c.last_value < 100 and pg_notification_queue_usage() < 0.5
+    select setval('appservice_bridge.capture_woken',
+                  (extract(epoch from clock_timestamp()) * 1000)::bigint),
+           pg_notify('appservice_bridge_capture', '')
+     where pg_notification_queue_usage() < 0.5
 $$;
 
 -- On device_inbox. A scalar subquery stays an index probe per row, whatever plan is cached; what
@@ -40,7 +42,8 @@ begin
                      where f.user_id = i.user_id) is null
             offset 0) c
      where c.told is distinct from 'nothing';
-    if found then
+    if found and (select abs(extract(epoch from clock_timestamp()) * 1000 - w.last_value) > 5
+                    from appservice_bridge.capture_woken w) then
         perform appservice_bridge.wake_intake();
     end if;
     return null;
@@ -62,7 +65,8 @@ begin
       from inserted i
      where (select w.beat_at < now() - interval '7 days'
               from appservice_bridge.capture_watch w) is not true;
-    if found then
+    if found and (select abs(extract(epoch from clock_timestamp()) * 1000 - w.last_value) > 5
+                    from appservice_bridge.capture_woken w) then
         perform appservice_bridge.wake_intake();
     end if;
     return null;
@@ -86,7 +90,8 @@ begin
               from appservice_bridge.capture_watch w) is not true
        and (select true from appservice_bridge.foreign_user f
              where f.user_id = i.from_user_id) is null;
-    if found then
+    if found and (select abs(extract(epoch from clock_timestamp()) * 1000 - w.last_value) > 5
+                    from appservice_bridge.capture_woken w) then
         perform appservice_bridge.wake_intake();
     end if;
     return null;
@@ -109,7 +114,8 @@ begin
      where (select w.beat_at < now() - interval '7 days'
               from appservice_bridge.capture_watch w) is not true
        and (select true from appservice_bridge.foreign_user f where f.user_id = c.user_id) is null;
-    if found then
+    if found and (select abs(extract(epoch from clock_timestamp()) * 1000 - w.last_value) > 5
+                    from appservice_bridge.capture_woken w) then
         perform appservice_bridge.wake_intake();
     end if;
     return null;
@@ -132,7 +138,8 @@ begin
      where (select w.beat_at < now() - interval '7 days'
               from appservice_bridge.capture_watch w) is not true
        and (select true from appservice_bridge.foreign_user f where f.user_id = c.user_id) is null;
-    if found then
+    if found and (select abs(extract(epoch from clock_timestamp()) * 1000 - w.last_value) > 5
+                    from appservice_bridge.capture_woken w) then
         perform appservice_bridge.wake_intake();
     end if;
     return null;

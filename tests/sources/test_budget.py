@@ -15,7 +15,6 @@ from appservice_bridge.sources.reconciler import reconcile_once
 from appservice_bridge.sources.watchkeeper import Watchkeeper
 from appservice_bridge.storage import recomputing
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
-from appservice_bridge.storage.notifications import CAPTURE
 from tests.support.facts import Connection, attach, message, outbox, send
 
 BOT: Final = "@b_1:example.org"
@@ -232,30 +231,3 @@ async def test_a_used_up_budget_leaves_keys_until_a_tenth_is_free_and_alerts_onc
     await send(pg, BOT, 41, n=41)
     assert await bodies(pg) == [message(n=41).encode()]
     assert await reconcile_once(db) == 40
-
-
-async def test_while_a_hundred_rows_wait_the_triggers_wake_nobody_and_intake_looks_again(
-    pg: Connection, database: str, intake: Intake
-) -> None:
-    woken = 0
-
-    def wake(*_: object) -> None:
-        nonlocal woken
-        woken += 1
-
-    await attach(pg)
-    listener = await asyncpg.connect(database)
-    await listener.add_listener(CAPTURE, wake)
-    for n in range(1, 151):
-        await send(pg, BOT, n, n=n)
-    await listener.execute("select")  # what was notified has come then
-    assert 95 <= woken <= 101
-    assert not (await intake.consume_once()).done
-    assert (await intake.consume_once()).done
-    before = woken
-    await send(pg, BOT, 151, n=151)
-    await listener.execute("select")
-    assert woken == before + 1
-    await intake.consume_once()
-    assert await outbox(pg) == list(range(1, 152))
-    await listener.close()
