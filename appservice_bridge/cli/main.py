@@ -7,6 +7,7 @@ import typer
 from appservice_bridge.cli.backfill import backfill
 from appservice_bridge.cli.check import check
 from appservice_bridge.cli.dev import dev
+from appservice_bridge.cli.doctor import doctor
 from appservice_bridge.cli.install import install, uninstall
 from appservice_bridge.cli.migrate import migrate
 from appservice_bridge.cli.registration import registration
@@ -20,7 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (dev, run, check, migrate, install, uninstall, status, resync, backfill):
+for command in (dev, run, check, migrate, install, uninstall, status, resync, backfill, doctor):
     app.command()(command)
 app.add_typer(registration, name="registration")
 

@@ -12,7 +12,12 @@ from appservice_bridge.domain.budget import Budget
 from appservice_bridge.domain.registration import Registration
 from appservice_bridge.http.answers import error, matrix_errors
 from appservice_bridge.http.pass_through import PassThrough
-from appservice_bridge.http.wake_homeserver import HomeserverWaker, is_own_ping
+from appservice_bridge.http.wake_homeserver import (
+    PROBE_STATUS,
+    HomeserverWaker,
+    is_own_ping,
+    is_probe,
+)
 from appservice_bridge.storage import capture_log, dead_letters, lanes, ledger
 from appservice_bridge.storage.budget import OverBudgetError, require_space
 from appservice_bridge.storage.capture_log import CapturedKind
@@ -173,8 +178,11 @@ class Relay:
         registration = self._authenticated(request)
         if isinstance(registration, web.Response):
             return registration
-        if is_own_ping(_transaction_id(await request.read())):
+        transaction_id = _transaction_id(await request.read())
+        if is_own_ping(transaction_id):
             return web.json_response({})  # ours: it asked whether the homeserver reaches the relay
+        if is_probe(transaction_id):
+            return error(PROBE_STATUS, "M_UNKNOWN", "this is the relay of appservice_bridge")
         answer = await self._pass_through.ask(registration, request)
         if 200 <= answer.status < 300:
             await self._end_rest(registration.id)

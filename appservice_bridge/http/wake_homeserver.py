@@ -18,6 +18,8 @@ from appservice_bridge.storage.database import Database, DatabaseUnavailableErro
 
 log = structlog.get_logger(__name__)
 
+PROBE_PREFIX: Final = "ab-probe-"
+PROBE_STATUS: Final = 418  # nobody else answers a ping so: who gets it back has reached the relay
 _PREFIX: Final = "ab-wake-"
 _TRIES: Final = 12  # with the backoff below about eight minutes, the homeserver's own longest rest
 _BACKOFF: Final = Backoff(first_seconds=0.5, ceiling_seconds=60)
@@ -30,6 +32,11 @@ _TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
 def is_own_ping(transaction_id: object) -> bool:
     """Whether a ping that the homeserver brings was ours, and so must not reach the appservice."""
     return isinstance(transaction_id, str) and transaction_id.startswith(_PREFIX)
+
+
+def is_probe(transaction_id: object) -> bool:
+    """Whether somebody asks by this ping if the homeserver's copy leads to the relay."""
+    return isinstance(transaction_id, str) and transaction_id.startswith(PROBE_PREFIX)
 
 
 class HomeserverWaker:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final, Self, TypeAlias
@@ -47,6 +48,12 @@ select quote_ident($1)
 IN_RECOVERY: Final = """
 -- database.in_recovery
 select pg_is_in_recovery()
+"""
+
+
+CLOCK: Final = """
+-- database.clock
+select extract(epoch from clock_timestamp())::float8
 """
 
 
@@ -140,6 +147,13 @@ def named_errors() -> Iterator[None]:
         if named is None:
             raise
         raise named from None
+
+
+async def clock_ahead_seconds(conn: Connection) -> float:
+    """How far Postgres' clock is ahead of this machine's; negative: behind."""
+    asked_at = time.time()
+    theirs: float = await conn.fetchval(CLOCK)
+    return theirs - (asked_at + time.time()) / 2
 
 
 async def connect(dsn: str) -> Connection:

@@ -42,6 +42,11 @@ FORGET_DEAD: Final = """
 delete from worker where alive_until < now() - interval '1 hour'
 """
 
+LIVE_WORKERS: Final = """
+-- leases.live_workers
+select name from appservice_bridge.worker where alive_until > clock_timestamp() order by name
+"""
+
 LANES_WITH_WORK: Final = """
 -- leases.lanes_with_work: due now, and something is waiting
 select l.appservice_id
@@ -94,6 +99,11 @@ async def release(conn: Connection, worker_id: UUID) -> None:
 async def forget_dead(conn: Connection) -> None:
     """Forget workers that have not been alive for an hour."""
     await conn.execute(FORGET_DEAD)
+
+
+async def live_workers(conn: Connection) -> list[str]:
+    """The names of the workers that say that they are alive."""
+    return [row["name"] for row in await conn.fetch(LIVE_WORKERS)]
 
 
 async def lanes_with_work(conn: Connection, worker_id: UUID) -> list[str]:

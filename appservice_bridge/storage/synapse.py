@@ -11,7 +11,7 @@ from appservice_bridge.blueprint.seeding import USERS_PAGE
 from appservice_bridge.blueprint.versions import SCHEMA_EXISTS
 from appservice_bridge.domain.capture import CAPTURED, Trigger
 from appservice_bridge.domain.errors import BridgeError
-from appservice_bridge.storage import inbox
+from appservice_bridge.storage import inbox, leases
 from appservice_bridge.storage.database import Connection
 
 CATCH_UP_BATCH: Final = 1000
@@ -32,11 +32,6 @@ WAITING: Final = """
 select (select count(*) from (select from appservice_bridge.capture_log limit 100000) c)
      + (select coalesce(sum(h.position - l.acked_to), 0)
           from appservice_bridge.outbox_head h join appservice_bridge.lane l using (appservice_id))
-"""
-
-RUNNING_WORKER: Final = """
--- synapse.running_worker
-select name from appservice_bridge.worker where alive_until > clock_timestamp() limit 1
 """
 
 REFUSE_WAITING: Final = f"""
@@ -184,8 +179,8 @@ async def uninstall(conn: Connection, *, discard_backlog: bool, everything: bool
         raise NotOwnerError(owner)
     if not await conn.fetchval(SCHEMA_EXISTS):
         return
-    if everything and (name := await conn.fetchval(RUNNING_WORKER)):
-        raise WorkerRunsError(name)
+    if everything and (names := await leases.live_workers(conn)):
+        raise WorkerRunsError(names[0])
     if not discard_backlog:
         await _require_delivered(conn)
     detach = capture.detach(refuse="" if discard_backlog else REFUSE_WAITING)

@@ -22,7 +22,7 @@ async def make_synapse_tables(pg: Connection) -> None:
     await pg.execute((files("synapse") / SCHEMA).read_text())
     await pg.execute((files("synapse") / VERSIONS).read_text())
     await pg.execute("reset search_path")
-    await pg.execute("insert into stream_positions values ('to_device', 'master', 0)")
+    await pg.execute("insert into public.stream_positions values ('to_device', 'master', 0)")
     await pg.execute(
         "insert into public.schema_version (version, upgraded) values ($1, false)",
         NEWEST_SCHEMA_VERSION,

@@ -1,0 +1,97 @@
+"""The bridge's own state: schema, capture, workers and lanes."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Final
+
+from appservice_bridge.config.loading import Loaded
+from appservice_bridge.doctor.finding import Finding, Level
+from appservice_bridge.doctor.homeserver import skew
+from appservice_bridge.domain.capture import TRIGGERS, CaptureMode
+from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.storage import (
+    capture_state,
+    drift,
+    grants,
+    leases,
+    migrations,
+    overview,
+    synapse,
+)
+from appservice_bridge.storage import database as storage
+from appservice_bridge.storage.database import Connection
+from appservice_bridge.storage.overview import LaneView
+
+LONG_FAILING_SECONDS: Final = 600.0
+
+
+async def database(conn: Connection, of: Loaded) -> list[Finding]:
+    """What is wrong in the database; nothing more is looked at where the schema is missing."""
+    try:
+        await migrations.require_current(conn)
+    except BridgeError as error:
+        return [Finding(code="schema", what=str(error), mend="run `appservice-bridge migrate`")]
+    found = [*skew("the database's clock", await storage.clock_ahead_seconds(conn))]
+    if CaptureMode(of.config.homeserver.capture) is not CaptureMode.NONE:
+        found += await _capture(conn, of)
+    if of.registrations and not await leases.live_workers(conn):
+        mend = "start one with `appservice-bridge run`"
+        found.append(Finding(code="no_worker", what="no worker is running", mend=mend))
+    return [*found, *_lanes(await overview.lanes(conn))]
+
+
+async def _capture(conn: Connection, of: Loaded) -> list[Finding]:
+    triggers = CaptureMode(of.config.homeserver.capture) is CaptureMode.TRIGGERS
+    try:
+        await synapse.require_synapse(conn)
+        lacking = [r for r in await grants.rights(conn, triggers=triggers) if not r.held]
+        found = [*_problems(await drift.problems(conn, triggers=triggers))]
+    except BridgeError as error:
+        mend = "let `database` name the homeserver's own database"
+        return [Finding(code="not_synapse", what=str(error), mend=mend)]
+    for statement in await grants.grants(conn, lacking):
+        mend = f"the owner of the homeserver's database must run {statement}"
+        found.append(Finding(code="grant_missing", what="a right is missing", mend=mend))
+    return [*found, *_mode(await capture_state.read(conn), of)]
+
+
+def _problems(problems: list[drift.Problem]) -> Iterator[Finding]:
+    missing = [problem for problem in problems if problem.mend == drift.INSTALL]
+    if len(missing) >= len(TRIGGERS):
+        yield Finding(code="not_installed", what="nothing is captured", mend=drift.INSTALL)
+        problems = [problem for problem in problems if problem not in missing]
+    for problem in problems:
+        yield Finding(code="capture_broken", what=problem.what, mend=problem.mend)
+
+
+def _mode(state: capture_state.CaptureState, of: Loaded) -> Iterator[Finding]:
+    wanted = of.config.homeserver.capture
+    if state.mode is not None and state.mode != wanted:
+        yield Finding(
+            code="capture_mode",
+            what=f"capture is {state.mode} now, and {wanted} is asked for",
+            mend="mend what `status` says of the capture; it changes back by itself",
+            level=Level.DOUBT,
+        )
+
+
+def _lanes(lanes: list[LaneView]) -> Iterator[Finding]:
+    for lane in lanes:
+        since = lane.failing_since
+        failing = 0.0 if since is None else (datetime.now(UTC) - since).total_seconds()
+        if failing > LONG_FAILING_SECONDS:
+            yield Finding(
+                code="lane_failing",
+                what=f"every attempt fails since {since:%Y-%m-%d %H:%M} UTC,"
+                f" the last with {lane.last_outcome}; {lane.waiting} wait",
+                mend=f"mend the appservice, then `appservice-bridge retry {lane.appservice_id}`",
+                appservice=lane.appservice_id,
+            )
+        if lane.dead_letters:
+            yield Finding(
+                code="dead_letters",
+                what=f"{lane.dead_letters} dead letters",
+                mend=f"look at them with `appservice-bridge dead-letters {lane.appservice_id}`",
+                level=Level.DOUBT,
+                appservice=lane.appservice_id,
+            )

@@ -1,0 +1,103 @@
+"""What `doctor` finds in the bridge's own state: each test breaks one thing."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from appservice_bridge.doctor import homeserver
+from appservice_bridge.doctor.database import database as examined
+from appservice_bridge.doctor.finding import Finding, Level
+from appservice_bridge.storage import synapse
+from appservice_bridge.storage.database import connect
+from tests.support.bridge import registration, worker, write_files
+from tests.support.facts import Connection, attach, make_synapse_tables
+
+
+@pytest.fixture
+async def pg(database: str) -> AsyncIterator[Connection]:
+    """A connection as the bridge's own are."""
+    conn = await connect(database)
+    yield conn
+    await conn.close()
+
+
+async def found(pg: Connection, database: str, directory: Path, capture: str) -> dict[str, Finding]:
+    one = [registration("bot", "http://127.0.0.1:9")]
+    of = write_files(directory, database, one, capture=capture).load()
+    return {finding.code: finding for finding in await examined(pg, of)}
+
+
+async def test_no_running_worker_is_found_and_a_running_one_is_not(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    files = write_files(tmp_path, database, [registration("bot", "http://127.0.0.1:9")])
+    of = files.load()
+    assert [one.code for one in await examined(pg, of)] == ["no_worker"]
+    async with worker(files):
+        assert [one.code for one in await examined(pg, of)] == []
+
+
+async def test_a_capture_that_was_never_installed_is_one_finding(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    await make_synapse_tables(pg)
+    one = (await found(pg, database, tmp_path, "triggers"))["not_installed"]
+    assert "appservice-bridge install" in one.mend
+    await synapse.install(pg)
+    assert set(await found(pg, database, tmp_path, "triggers")) <= {"no_worker", "capture_mode"}
+
+
+async def test_one_missing_trigger_is_named(pg: Connection, database: str, tmp_path: Path) -> None:
+    await attach(pg)
+    await pg.execute("drop trigger appservice_bridge_delete on public.devices")
+    broken = (await found(pg, database, tmp_path, "triggers"))["capture_broken"]
+    assert "trigger appservice_bridge_delete on table devices" in broken.what
+
+
+async def test_a_database_that_is_not_the_homeservers_is_found(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    assert "not_synapse" in await found(pg, database, tmp_path, "triggers")
+
+
+async def test_pending_migrations_are_found(pg: Connection, database: str, tmp_path: Path) -> None:
+    await pg.execute("delete from schema_version where number > 1")
+    schema = (await found(pg, database, tmp_path, "none"))["schema"]
+    assert "appservice-bridge migrate" in schema.mend
+
+
+async def test_a_lane_that_fails_for_long_and_its_dead_letters_are_found(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    files = write_files(tmp_path, database, [registration("bot", "http://127.0.0.1:9")])
+    async with worker(files):
+        await pg.execute(
+            "update lane set failing_since = now() - interval '1 hour', failed_attempts = 9,"
+            " last_outcome = 'connection_refused'"
+        )
+        await pg.execute(
+            "insert into dead_letter (appservice_id, kind, reason) values ('bot', 'event', 'no')"
+        )
+        one = {finding.code: finding for finding in await examined(pg, files.load())}
+    assert one["lane_failing"].level is Level.FAULT
+    assert "connection_refused" in one["lane_failing"].what
+    assert "retry bot" in one["lane_failing"].mend
+    assert one["dead_letters"].level is Level.DOUBT
+
+
+def test_a_clock_that_is_off_by_more_than_a_few_seconds_is_found() -> None:
+    assert [one.what for one in homeserver.skew("a clock", 42)] == ["a clock is 42 s ahead of ours"]
+    assert [one.what for one in homeserver.skew("a clock", -42)] == ["a clock is 42 s behind ours"]
+    assert not [*homeserver.skew("a clock", 9)]
+    assert not [*homeserver.skew("a clock", None)]
+
+
+def test_releases_outside_of_the_range_are_found() -> None:
+    def codes(release: str | None) -> list[str]:
+        return [one.code for one in homeserver.releases(release)]
+
+    assert codes("1.90.0") == ["homeserver_old"]
+    assert codes("1.150.0rc1 (b=develop,abc)") == []
+    assert codes("2.0.0") == ["homeserver_new"]
+    assert codes(None) == codes("main") == ["release_unknown"]
