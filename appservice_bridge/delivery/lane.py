@@ -6,8 +6,8 @@ from typing import Final, assert_never
 import structlog
 
 from appservice_bridge.delivery import sealing
-from appservice_bridge.delivery.http_sender import HttpSender
 from appservice_bridge.delivery.lease_clock import LeaseClock
+from appservice_bridge.delivery.sender import Sender
 from appservice_bridge.domain.outcome import Acked, Refused, Unreachable
 from appservice_bridge.domain.policy import DeliveryPolicy
 from appservice_bridge.domain.transaction import AlteredTransactionError, Kind
@@ -34,7 +34,7 @@ class Lane:
         database: Database,
         lease: Lease,
         policy: DeliveryPolicy,
-        sender: HttpSender,
+        sender: Sender,
         clock: LeaseClock,
     ) -> None:
         self._database = database
