@@ -1,8 +1,9 @@
-"""One attempt over HTTP: a PUT, and what its answer means."""
+"""One attempt over HTTP: a PUT, and what its answer means; and a ping."""
 
 import asyncio
 import errno
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
@@ -10,17 +11,41 @@ from urllib.parse import quote
 
 import aiohttp
 import orjson
+from aiohttp.abc import AbstractStreamWriter
 
-from appservice_bridge.domain.outcome import Acked, Outcome, Refused, Unreachable
+from appservice_bridge.domain.outcome import (
+    ANSWER_CHARACTERS,
+    Acked,
+    Outcome,
+    Refused,
+    Unreachable,
+)
 from appservice_bridge.domain.policy import DeliveryPolicy
 from appservice_bridge.domain.registration import Registration
 
 V1_PATH: Final = "/_matrix/app/v1/transactions/"
 LEGACY_PATH: Final = "/transactions/"
+PING_PATH: Final = "/_matrix/app/v1/ping"
 REPROBE_SECONDS: Final = 600.0  # an appservice that was upgraded gets its v1 path back
 _ANSWER_BYTES: Final = 16_384
 _BODY_SECONDS: Final = 1.0  # the status is the answer; nobody waits long for the rest
 _ERRCODE: Final = re.compile(r"[A-Z][A-Z0-9_.]{1,63}")
+
+
+class _CountedBody(aiohttp.BytesPayload):
+    """A body that knows how often it was sent.
+
+    aiohttp sends a PUT again by itself where a connection that was kept alive turns out to be
+    closed. Whether the first copy was processed nobody knows, whatever the answer to the second.
+    """
+
+    times_sent = 0
+
+    async def write_with_length(
+        self, writer: AbstractStreamWriter, content_length: int | None
+    ) -> None:
+        self.times_sent += 1
+        await super().write_with_length(writer, content_length)
 
 
 class HttpSender:
@@ -46,25 +71,50 @@ class HttpSender:
             self._legacy_until = now + REPROBE_SECONDS
         return legacy
 
+    async def ping(self) -> bool:
+        """Whether the appservice answers a ping of ours with 2xx."""
+        url = f"{self._registration.url}{PING_PATH}"
+        try:
+            async with self._session.post(
+                url,
+                data=b"{}",
+                headers=self._headers(),
+                allow_redirects=False,
+                timeout=self._timeout,
+            ) as response:
+                return 200 <= response.status < 300
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError):
+            return False
+
     async def _put(self, path: str, txn_id: str, body: bytes) -> Outcome:
         url = f"{self._registration.url}{path}{quote(txn_id, safe='')}"
-        headers = {
+        counted = _CountedBody(body)
+        try:
+            async with self._session.put(
+                url,
+                data=counted,
+                headers=self._headers(),
+                allow_redirects=False,
+                timeout=self._timeout,
+            ) as response:
+                outcome = await _read(response)
+        except TimeoutError:
+            return Unreachable(reason="timeout", unsent=not counted.times_sent)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return Unreachable(reason=_reason(error), unsent=not counted.times_sent)
+        if isinstance(outcome, Refused) and counted.times_sent > 1:
+            return replace(outcome, sent_before=True)
+        return outcome
+
+    def _headers(self) -> dict[str, str]:
+        return {
             "Authorization": f"Bearer {self._registration.hs_token}",
             "Content-Type": "application/json",
         }
-        try:
-            async with self._session.put(
-                url, data=body, headers=headers, allow_redirects=False, timeout=self._timeout
-            ) as response:
-                return await _read(response)
-        except TimeoutError:
-            return Unreachable(reason="timeout")
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            return Unreachable(reason=_reason(error))
 
 
 async def _read(response: aiohttp.ClientResponse) -> Outcome:
-    """Any 2xx is an ack, whatever follows; of a refusal no more than its code is kept."""
+    """Any 2xx is an ack, whatever follows; of a refusal the code and the beginning are kept."""
     body = await _beginning(response)
     if 200 <= response.status < 300:
         return Acked(status=response.status)
@@ -72,6 +122,7 @@ async def _read(response: aiohttp.ClientResponse) -> Outcome:
         status=response.status,
         errcode=_errcode(body),
         retry_after_seconds=retry_after(response.headers.get("Retry-After")),
+        answer=_quotable(body),
     )
 
 
@@ -84,6 +135,12 @@ async def _beginning(response: aiohttp.ClientResponse) -> bytes:
         return whole.partial
     except (TimeoutError, aiohttp.ClientError, OSError):
         return b""
+
+
+def _quotable(answer: bytes) -> str:
+    """As text that Postgres can store."""
+    text = answer[: 4 * ANSWER_CHARACTERS].decode("utf-8", "replace")
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")[:ANSWER_CHARACTERS]
 
 
 def _errcode(answer: bytes) -> str | None:
