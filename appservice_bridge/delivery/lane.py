@@ -1,18 +1,20 @@
 """Serves one lane: what is owed is sent until it is taken, and only then what follows."""
 
 import asyncio
-from typing import Final, assert_never
+from collections.abc import Awaitable
+from typing import Final
 
 import structlog
 
 from appservice_bridge.delivery import sealing
 from appservice_bridge.delivery.lease_clock import LeaseClock
+from appservice_bridge.delivery.refusing import Attempt, Refusing
 from appservice_bridge.delivery.sender import Sender
-from appservice_bridge.domain.outcome import Acked, Refused, Unreachable
+from appservice_bridge.domain.outcome import Acked
 from appservice_bridge.domain.policy import DeliveryPolicy
 from appservice_bridge.domain.transaction import AlteredTransactionError, Kind
 from appservice_bridge.domain.waiting import set_within
-from appservice_bridge.storage import lanes
+from appservice_bridge.storage import lanes, sealed
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
 from appservice_bridge.storage.leases import Lease, LeaseLostError
 from appservice_bridge.storage.sealed import Sealed
@@ -42,6 +44,7 @@ class Lane:
         self._policy = policy
         self._sender = sender
         self._clock = clock
+        self._refusing = Refusing(database, lease, policy, clock)
         self._work = asyncio.Event()
         self._rest_until = 0.0
         self._looked = False  # and found nothing; an append may have come since
@@ -63,11 +66,13 @@ class Lane:
         while not stop.is_set():
             try:
                 if owed is None and not self._looked and not self._resting():
-                    owed = await self._resume()
+                    owed = await self._or_halt(self._resume())
                 if owed is None or self._resting() or not self._clock.holds:
                     await self._wait(stop)
                     continue
-                owed = await self._deliver(owed)
+                again = not owed.attempt_open
+                step = self._refusing.open(owed) if again else self._deliver(owed, stop)
+                owed = await self._or_halt(step)
             except DatabaseUnavailableError as error:
                 self._log.warning("lane.rests", reason=error.reason)
                 owed = None  # what the database holds may be ahead of what we know
@@ -78,14 +83,18 @@ class Lane:
 
     async def _resume(self) -> Sealed | None:
         self._work.clear()
+        async with self._database.transaction() as conn:
+            state = await lanes.hold(conn, self._lease)
+            self._attempt = state.failed_attempts
+            self._rest_for(state.rest_seconds)
+            owed = await sealing.owed(conn, self._lease, self._policy, state)
+            self._looked = owed is None
+            return owed
+
+    async def _or_halt(self, step: Awaitable[Sealed | None]) -> Sealed | None:
+        """Take a step; a seal that does not hold stops the lane until an operator looks."""
         try:
-            async with self._database.transaction() as conn:
-                state = await lanes.hold(conn, self._lease)
-                self._attempt = state.failed_attempts
-                self._rest_for(state.rest_seconds)
-                owed = await sealing.owed(conn, self._lease, self._policy, state)
-                self._looked = owed is None
-                return owed
+            return await step
         except AlteredTransactionError as error:
             self._log.error("transaction.altered", txn=error.txn_id)
             async with self._database.transaction() as conn:
@@ -93,32 +102,41 @@ class Lane:
             self._rest_for(float("inf"))
             return None
 
-    async def _deliver(self, owed: Sealed) -> Sealed | None:
-        """One attempt, and its record: the next transaction, or the same one again."""
+    async def _deliver(self, owed: Sealed, stop: asyncio.Event) -> Sealed | None:
+        """One attempt, and what follows: the next transaction, or the same one again."""
+        sender = self._sender
         started = asyncio.get_running_loop().time()
         try:
             async with self._clock.guard():
-                outcome = await self._sender.send(owed.txn_id, owed.body, now=started)
+                outcome = await sender.send(owed.txn_id, owed.body, now=started)
         except TimeoutError:
             self._log.warning("lane.lease_expired", txn=owed.txn_id)
             return None
         seconds = asyncio.get_running_loop().time() - started
         self._attempt += 1
-        match outcome:
-            case Acked():
-                return await self._ack(owed, outcome, seconds)
-            case Refused() | Unreachable():
-                await self._rest(owed, outcome, seconds)
-                return owed
-            case _:
-                assert_never(outcome)
+        if isinstance(outcome, Acked):
+            return await self._ack(owed, outcome, seconds, stop)
+        after = await self._refusing.follow(
+            owed, Attempt(sender=sender, failed=outcome, number=self._attempt, seconds=seconds)
+        )
+        self._rest_for(after.rest_seconds)
+        if after.owed is None or after.owed.number != owed.number:
+            self._attempt = 0
+            self._looked = after.owed is None
+        return after.owed
 
-    async def _ack(self, owed: Sealed, outcome: Acked, seconds: float) -> Sealed | None:
+    async def _ack(
+        self, owed: Sealed, outcome: Acked, seconds: float, stop: asyncio.Event
+    ) -> Sealed | None:
         self._work.clear()
         async with self._database.transaction() as conn:
-            following = await sealing.ack_and_seal_next(
-                conn, self._lease, self._policy, owed, status=outcome.status
-            )
+            if stop.is_set():  # what would be sealed now could not be sent
+                following = None
+                await sealed.ack(conn, self._lease, owed, status=outcome.status)
+            else:
+                following = await sealing.ack_and_seal_next(
+                    conn, self._lease, self._policy, owed, status=outcome.status
+                )
         self._log.info(
             "transaction.acked",
             txn=owed.txn_id,
@@ -133,28 +151,6 @@ class Lane:
         self._attempt = 0
         self._looked = following is None
         return following
-
-    async def _rest(self, owed: Sealed, outcome: Refused | Unreachable, seconds: float) -> None:
-        word, status, asked = _told(outcome)
-        rest = self._policy.backoff.rest(self._attempt, retry_after_seconds=asked)
-        async with self._database.transaction() as conn:
-            due_in = await lanes.rest(
-                conn,
-                self._lease,
-                rest_seconds=rest,
-                attempt_seconds=seconds,
-                outcome=word,
-                status=status,
-            )
-        self._rest_for(due_in)
-        self._log.warning(
-            "transaction.refused" if status else "transaction.unanswered",
-            txn=owed.txn_id,
-            attempt=self._attempt,
-            outcome=word,
-            status=status,
-            rest_seconds=round(due_in, 3),
-        )
 
     def _rest_for(self, seconds: float) -> None:
         self._rest_until = asyncio.get_running_loop().time() + seconds
@@ -176,14 +172,3 @@ class Lane:
         if rest > 0:
             return rest
         return float("inf") if self._clock.holds else DATABASE_REST_SECONDS
-
-
-def _told(outcome: Refused | Unreachable) -> tuple[str, int | None, float | None]:
-    """A word for logs and `status`, the HTTP status, and the rest that was asked for."""
-    match outcome:
-        case Refused(status=status, errcode=errcode, retry_after_seconds=asked):
-            return errcode or f"http_{status}", status, asked
-        case Unreachable(reason=reason):
-            return reason, None, None
-        case _:
-            assert_never(outcome)

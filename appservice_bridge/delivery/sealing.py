@@ -7,7 +7,7 @@ from appservice_bridge.delivery import key_only
 from appservice_bridge.domain.device_updates import DeviceUpdates
 from appservice_bridge.domain.policy import DeliveryPolicy
 from appservice_bridge.domain.transaction import BUILDER, Item, Kind, frame_for, within_limits
-from appservice_bridge.storage import device_updates, lanes, ledger, outbox, sealed
+from appservice_bridge.storage import attempts, device_updates, lanes, ledger, outbox, sealed
 from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.lanes import LaneState
 from appservice_bridge.storage.leases import Lease
@@ -18,15 +18,21 @@ from appservice_bridge.storage.sealed import Sealed, count_kinds
 async def owed(
     conn: Connection, lease: Lease, policy: DeliveryPolicy, state: LaneState
 ) -> Sealed | None:
-    """The transaction in flight, else the next one, sealed now; None if nothing waits.
+    """The transaction in flight, else the next one, sealed now.
+
+    None if nothing waits, or the lane is paused. One that is found with an attempt open may have
+    been processed.
 
     Raises:
         LeaseLostError: someone else holds the lane.
         AlteredTransactionError: the one in flight is not what was sealed.
     """
+    if state.paused:
+        return None
     if state.in_flight:
-        return await sealed.in_flight(conn, lease)
-    return await _seal_next(conn, lease, policy, state)
+        found = await sealed.in_flight(conn, lease)
+        return await attempts.doubt(conn, lease, found) if found.attempt_open else found
+    return await _seal_next(conn, lease, _learnt(policy, state), state)
 
 
 async def ack_and_seal_next(
@@ -38,13 +44,26 @@ async def ack_and_seal_next(
         LeaseLostError: someone else holds the lane.
     """
     await sealed.ack(conn, lease, taken, status=status)
-    return await owed(conn, lease, policy, await lanes.hold(conn, lease))
+    state = await lanes.hold(conn, lease)
+    if state.updates_cap is not None and not taken.items:
+        most = state.updates_cap * 2 if state.updates_cap * 2 < policy.max_items else None
+        await lanes.set_updates_cap(conn, lease, most)
+        state = replace(state, updates_cap=most)
+    return await owed(conn, lease, policy, state)
+
+
+def _learnt(policy: DeliveryPolicy, state: LaneState) -> DeliveryPolicy:
+    """The policy with the cap that the appservice taught us."""
+    cap = min(policy.max_body_bytes, state.body_cap_bytes or policy.max_body_bytes)
+    return replace(policy, max_body_bytes=cap)
 
 
 async def _seal_next(
     conn: Connection, lease: Lease, policy: DeliveryPolicy, state: LaneState
 ) -> Sealed | None:
     updates = await _device_updates(conn, lease, policy, state)
+    if updates and state.updates_cap is not None:
+        return await _freeze(conn, lease, policy, state, (), updates)
     told = updates.fields(policy.profile)
     while True:
         items = await _next_items(conn, lease, policy, state, told_bytes=len(told))
@@ -62,12 +81,15 @@ async def _device_updates(
     if not state.device_updates:
         return DeviceUpdates()
     page = device_updates.Page(
-        number=state.next_number, most=policy.max_items, max_bytes=policy.max_body_bytes // 4
+        number=state.next_number,
+        most=min(policy.max_items, state.updates_cap or policy.max_items),
+        max_bytes=policy.max_body_bytes // 4,
     )
-    return DeviceUpdates(
-        lists=await device_updates.take_lists(conn, lease.appservice_id, page),
-        keys=await device_updates.take_keys(conn, lease.appservice_id, page),
-    )
+    lists = await device_updates.take_lists(conn, lease.appservice_id, page)
+    if state.updates_cap is not None:  # of both together
+        page = replace(page, most=page.most - len(lists))
+    keys = await device_updates.take_keys(conn, lease.appservice_id, page)
+    return DeviceUpdates(lists=lists, keys=keys)
 
 
 async def _next_items(
@@ -114,7 +136,7 @@ async def _freeze(
     frame = frame_for(kinds, policy.profile, updates.fields(policy.profile))
     following = Sealed(
         number=state.next_number,
-        txn_id=f"ab{state.epoch}-{state.next_number}",
+        txn_id=state.next_txn_id,
         first_position=state.sealed_to + 1,
         last_position=items[-1].position if items else state.sealed_to,
         kinds=kinds,

@@ -16,7 +16,10 @@ select epoch, next_number, sealed_to, acked_to, failed_attempts,
                 where u.appservice_id = $1 and u.sealed_in is null)
        or exists (select from device_key_state k
                    where k.appservice_id = $1 and k.waiting) as device_updates,
-       exists (select from deleted_device d where d.appservice_id = $1) as deleted_devices
+       exists (select from deleted_device d where d.appservice_id = $1) as deleted_devices,
+       case when body_cap_at > clock_timestamp() - interval '1 day' then body_cap_bytes end
+           as body_cap_bytes,
+       updates_cap, paused_at is not null as paused, split_asked_at is not null as split_asked
   from lane where appservice_id = $1 and lease_token = $2 for update
 """
 
@@ -51,6 +54,36 @@ END_REST: Final = """
 update lane set due_at = '-infinity', woken_at = clock_timestamp() where appservice_id = $1
 """
 
+TAKE_NUMBER: Final = """
+-- lanes.take_number
+update lane set next_number = next_number + 1
+ where appservice_id = $1 and lease_token = $2 and next_number = $3
+"""
+
+LOWER_BODY_CAP: Final = """
+-- lanes.lower_body_cap
+update lane set body_cap_bytes = $3, body_cap_at = clock_timestamp()
+ where appservice_id = $1 and lease_token = $2
+"""
+
+SET_UPDATES_CAP: Final = """
+-- lanes.set_updates_cap
+update lane set updates_cap = $3 where appservice_id = $1 and lease_token = $2
+"""
+
+GO_ON: Final = """
+-- lanes.go_on: at once, with what is in place of a transaction that was refused
+update lane
+   set acked_to = greatest(acked_to, $3), due_at = '-infinity', failed_attempts = 0,
+       failing_since = null, split_asked_at = null
+ where appservice_id = $1 and lease_token = $2
+"""
+
+FORGET_SPLIT: Final = """
+-- lanes.forget_split
+update lane set split_asked_at = null where appservice_id = $1 and lease_token = $2
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneState:
@@ -64,6 +97,11 @@ class LaneState:
         in_flight: a transaction is sealed and not acknowledged.
         device_updates: something waits to be told of devices.
         deleted_devices: of some devices nothing may be sealed that was routed before they went.
+        body_cap_bytes: more in a body was too large lately.
+        updates_cap: so many users and devices go in one transaction, without items; None: as
+            many as fit, with items.
+        paused: by an operator; nothing is to be sealed or sent.
+        split_asked: by an operator, for what is in flight.
     """
 
     epoch: str
@@ -75,6 +113,15 @@ class LaneState:
     in_flight: bool
     device_updates: bool
     deleted_devices: bool
+    body_cap_bytes: int | None
+    updates_cap: int | None
+    paused: bool
+    split_asked: bool
+
+    @property
+    def next_txn_id(self) -> str:
+        """The id of the transaction that takes the next number."""
+        return f"ab{self.epoch}-{self.next_number}"
 
 
 async def hold(conn: Connection, lease: Lease) -> LaneState:
@@ -95,8 +142,7 @@ async def skip(conn: Connection, lease: Lease, *, upto: int) -> None:
     Raises:
         LeaseLostError: someone else holds the lane.
     """
-    if await conn.execute(SKIP, lease.appservice_id, lease.token, upto) != "UPDATE 1":
-        raise LeaseLostError(lease.appservice_id)
+    await _write(conn, lease, SKIP, upto)
 
 
 async def rest(
@@ -134,6 +180,57 @@ async def halt(conn: Connection, lease: Lease, *, outcome: str) -> None:
         LeaseLostError: someone else holds the lane.
     """
     if await conn.execute(HALT, lease.appservice_id, lease.token, outcome) != "UPDATE 1":
+        raise LeaseLostError(lease.appservice_id)
+
+
+async def take_number(conn: Connection, lease: Lease, state: LaneState) -> str:
+    """A transaction id that is given out from now on; the lane's row must be held.
+
+    Raises:
+        LeaseLostError: someone else holds the lane.
+    """
+    await _write(conn, lease, TAKE_NUMBER, state.next_number)
+    return state.next_txn_id
+
+
+async def lower_body_cap(conn: Connection, lease: Lease, *, max_bytes: int) -> None:
+    """For a day nothing is sealed that is larger than this, unless a single item is.
+
+    Raises:
+        LeaseLostError: someone else holds the lane.
+    """
+    await _write(conn, lease, LOWER_BODY_CAP, max_bytes)
+
+
+async def set_updates_cap(conn: Connection, lease: Lease, most: int | None) -> None:
+    """Put so many users and devices into one transaction.
+
+    Raises:
+        LeaseLostError: someone else holds the lane.
+    """
+    await _write(conn, lease, SET_UPDATES_CAP, most)
+
+
+async def go_on(conn: Connection, lease: Lease, *, acked_to: int) -> None:
+    """What was refused is replaced: the lane is due, and owes nothing up to this position.
+
+    Raises:
+        LeaseLostError: someone else holds the lane.
+    """
+    await _write(conn, lease, GO_ON, acked_to)
+
+
+async def forget_split(conn: Connection, lease: Lease) -> None:
+    """What an operator asked for cannot be done: there is nothing to split.
+
+    Raises:
+        LeaseLostError: someone else holds the lane.
+    """
+    await _write(conn, lease, FORGET_SPLIT)
+
+
+async def _write(conn: Connection, lease: Lease, statement: str, *values: int | None) -> None:
+    if await conn.execute(statement, lease.appservice_id, lease.token, *values) != "UPDATE 1":
         raise LeaseLostError(lease.appservice_id)
 
 

@@ -48,15 +48,16 @@ select name from appservice_bridge.worker where alive_until > clock_timestamp() 
 """
 
 LANES_WITH_WORK: Final = """
--- leases.lanes_with_work: due now, and something is waiting
+-- leases.lanes_with_work: due now, and something is waiting or in flight
 select l.appservice_id
   from lane l join outbox_head h using (appservice_id)
- where l.worker_id = $1 and l.due_at <= clock_timestamp()
+ where l.worker_id = $1 and l.due_at <= clock_timestamp() and l.paused_at is null
    and (h.position > l.acked_to
         or exists (select from device_list_update u
                     where u.appservice_id = l.appservice_id and u.sealed_in is null)
         or exists (select from device_key_state k
-                    where k.appservice_id = l.appservice_id and k.waiting))
+                    where k.appservice_id = l.appservice_id and k.waiting)
+        or exists (select from sealed s where s.appservice_id = l.appservice_id))
 """
 
 

@@ -25,6 +25,7 @@ select l.appservice_id,
                  - extract(epoch from clock_timestamp())::float8) as rest_seconds,
        l.failed_attempts, l.failing_since, l.last_outcome, l.last_status, l.last_attempt_at,
        l.last_ack_at,
+       l.paused_at is not null as paused,
        a.appservice_id is not null as registered, a.live_at is not null as live,
        (select w.name from worker w
          where w.worker_id = l.worker_id and w.alive_until > clock_timestamp()) as worker,
@@ -52,6 +53,7 @@ class LaneCondition(StrEnum):
         GOING_LIVE: facts of its users may still be left out by older DB transactions.
         UNSERVED: no worker that is alive holds it.
         HALTED: its seal does not hold, and an operator must look.
+        PAUSED: an operator said so, and must say when it goes on.
         FAILING: the last attempt failed.
         DELIVERING: something waits.
         IDLE: nothing does.
@@ -61,6 +63,7 @@ class LaneCondition(StrEnum):
     GOING_LIVE = "going_live"
     UNSERVED = "unserved"
     HALTED = "halted"
+    PAUSED = "paused"
     FAILING = "failing"
     DELIVERING = "delivering"
     IDLE = "idle"
@@ -76,6 +79,7 @@ class LaneView:
         device_updates: users and devices that the appservice must hear of, of each 10,000 at most.
         oldest_seconds: age of the oldest of them, since its capture; None if nothing waits.
         rest_seconds: until the next attempt; infinite for a lane that was halted.
+        paused: by an operator.
         registered: its registration is in force.
         live: and everything of its users is captured.
         worker: who serves it; None if no worker does.
@@ -93,6 +97,7 @@ class LaneView:
     last_status: int | None
     last_attempt_at: datetime | None
     last_ack_at: datetime | None
+    paused: bool
     registered: bool
     live: bool
     worker: str | None
@@ -110,6 +115,8 @@ class LaneView:
             return LaneCondition.UNSERVED
         if self.rest_seconds == float("inf"):
             return LaneCondition.HALTED
+        if self.paused:
+            return LaneCondition.PAUSED
         if self.failed_attempts:
             return LaneCondition.FAILING
         waits = self.waiting or self.device_updates

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final
 
 from appservice_bridge.domain.transaction import (
@@ -17,22 +18,31 @@ from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.leases import Lease, LeaseLostError
 
 IN_FLIGHT: Final = """
--- sealed.in_flight: the oldest that is not acknowledged
+-- sealed.in_flight: the first that is not acknowledged; more than one only after a split
 select number, txn_id, first_position, last_position, slots, frame, digest,
-       device_lists, device_keys
-  from sealed where appservice_id = $1 order by number limit 1
+       device_lists, device_keys, attempt_open, doubtful, refusals, refused_since, part_of
+  from sealed where appservice_id = $1 order by first_position, last_position, number limit 1
 """
 
 INSERT: Final = """
--- sealed.insert: only for who holds the lane
+-- sealed.insert: only for who holds the lane; what a part is sealed from was sealed before
 with moved as (
-    update lane set sealed_to = $6, next_number = next_number + 1
-     where appservice_id = $1 and lease_token = $2
+    update lane set sealed_to = greatest(sealed_to, $6), next_number = next_number + 1
+     where appservice_id = $1 and lease_token = $2 and next_number = $3
     returning appservice_id
 )
 insert into sealed (appservice_id, number, txn_id, first_position, last_position, items,
-                    body_bytes, builder, slots, frame, digest, device_lists, device_keys)
-select appservice_id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14 from moved
+                    body_bytes, builder, slots, frame, digest, device_lists, device_keys,
+                    attempt_open, doubtful, refusals, refused_since, part_of)
+select appservice_id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19
+  from moved
+"""
+
+REPLACE: Final = """
+-- sealed.replace: only for who holds the lane
+delete from sealed s using lane l
+ where s.appservice_id = $1 and s.number = $3
+   and l.appservice_id = $1 and l.lease_token = $2
 """
 
 ACK: Final = """
@@ -43,7 +53,8 @@ with gone as (
     update lane
        set acked_to = gone.last_position, failed_attempts = 0, failing_since = null,
            due_at = '-infinity', last_outcome = 'acked', last_status = $4,
-           last_attempt_at = clock_timestamp(), last_ack_at = clock_timestamp()
+           last_attempt_at = clock_timestamp(), last_ack_at = clock_timestamp(),
+           split_asked_at = null
       from gone
      where appservice_id = $1 and lease_token = $2
     returning appservice_id
@@ -57,13 +68,17 @@ on conflict (appservice_id, kind, outcome) do update set items = ledger.items + 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sealed:
-    """A frozen transaction: the same id and bytes until the appservice takes it.
+    """A frozen transaction: the same id and bytes until the appservice takes it, or it is replaced.
 
     Attributes:
         first_position: of its items; above `last_position` if it has none.
         kinds: how many items of each kind.
         device_lists: how many users it names in its device lists.
         device_keys: of how many devices it tells the counts.
+        attempt_open: an attempt has begun, or may begin without another write.
+        doubtful: some attempt that ended may have been processed.
+        refusals: that count against it; the first of them came at `refused_since`.
+        part_of: the number of the transaction that it was split off.
     """
 
     number: int
@@ -73,7 +88,22 @@ class Sealed:
     kinds: Mapping[Kind, int]
     device_lists: int = 0
     device_keys: int = 0
+    attempt_open: bool = True
+    doubtful: bool = False
+    refusals: int = 0
+    refused_since: datetime | None = None
+    part_of: int | None = None
     body: bytes = field(repr=False)
+
+    @property
+    def items(self) -> int:
+        """How many it brings."""
+        return sum(self.kinds.values())
+
+    @property
+    def updates(self) -> int:
+        """Of how many users and devices it tells."""
+        return self.device_lists + self.device_keys
 
 
 async def in_flight(conn: Connection, lease: Lease) -> Sealed:
@@ -101,6 +131,11 @@ async def in_flight(conn: Connection, lease: Lease) -> Sealed:
         kinds=count_kinds(items),
         device_lists=row["device_lists"],
         device_keys=row["device_keys"],
+        attempt_open=row["attempt_open"],
+        doubtful=row["doubtful"],
+        refusals=row["refusals"],
+        refused_since=row["refused_since"],
+        part_of=row["part_of"],
         body=body,
     )
 
@@ -121,7 +156,7 @@ async def insert(
         sealed.txn_id,
         sealed.first_position,
         sealed.last_position,
-        sum(sealed.kinds.values()),
+        sealed.items,
         len(sealed.body),
         builder,
         list(frame.slots),
@@ -129,8 +164,24 @@ async def insert(
         digest(sealed.body),
         sealed.device_lists,
         sealed.device_keys,
+        sealed.attempt_open,
+        sealed.doubtful,
+        sealed.refusals,
+        sealed.refused_since,
+        sealed.part_of,
     )
     if done != "INSERT 0 1":
+        raise LeaseLostError(lease.appservice_id)
+
+
+async def replace(conn: Connection, lease: Lease, sealed: Sealed) -> None:
+    """Forget a transaction, in the DB transaction that puts something in its place.
+
+    Raises:
+        LeaseLostError: someone else holds the lane, or replaced this already.
+    """
+    done = await conn.execute(REPLACE, lease.appservice_id, lease.token, sealed.number)
+    if done != "DELETE 1":
         raise LeaseLostError(lease.appservice_id)
 
 

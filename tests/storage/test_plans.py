@@ -28,7 +28,8 @@ insert into seen_event select * from relayed;
 insert into taken
 select '@u' || n || ':example.org', 'DEV', n from generate_series(1, {FEWER}) n;
 insert into sealed
-select 'bot1', n, n, n, n, 1, 2, 1, '{{}}', '{{}}', '' from generate_series(1, {ROWS} / 10) n;
+select 'bot' || n / 10, n, n, n, n, 1, 2, 1, '{{}}', '{{}}', ''
+  from generate_series(10, {ROWS} / 10) n;
 insert into lane (appservice_id, epoch, acked_to)
 select 'bot' || n, 'e', {ROWS} / 4 - 5 from generate_series(0, 3) n;
 insert into outbox_head select appservice_id, {ROWS} / 4 from lane;
@@ -89,7 +90,7 @@ HOT: Final = {
         looks_at={"outbox": 50},
     ),
     "sealed.in_flight": Hot(
-        statement=sealed.IN_FLIGHT, parameters="'bot1'", looks_at={"sealed": 1}
+        statement=sealed.IN_FLIGHT, parameters="'bot1'", looks_at={"sealed": 10}
     ),
     "sealed.ack": Hot(
         statement=sealed.ACK,
