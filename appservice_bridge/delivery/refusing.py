@@ -68,8 +68,8 @@ class Refusing:
 
     It may die anywhere. Before the outcome is written, the attempt stays open, and the next holder
     takes the transaction for one that may have been processed. After that, and until the parts are
-    committed, the same transaction is sent again; a probe that was acked meanwhile is forgotten,
-    and the next refusal asks for another.
+    committed, the same transaction is sent again; a probe that was acked meanwhile is known to
+    this process alone, so that the next holder asks for another.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class Refusing:
         self._lease = lease
         self._policy = policy
         self._clock = clock
+        self._probed_after: int | None = None  # the number of a transaction that is in flight
         self._log = log.bind(appservice=lease.appservice_id)
 
     async def follow(self, owed: Sealed, attempt: Attempt) -> Aftermath:
@@ -103,8 +104,11 @@ class Refusing:
             case Replace():
                 return Aftermath(owed=following, rest_seconds=0)
             case Probe():
-                if probe_id is None or not await self._probed(probe_id, attempt.sender):
+                if probe_id is None or not await self._probe(probe_id, attempt.sender):
                     return Aftermath(owed=known, rest_seconds=rest)
+                if step.by.buries:
+                    self._probed_after = known.number
+                    return Aftermath(owed=known, rest_seconds=0)
                 async with self._database.transaction() as conn:
                     following = await self._replace(conn, known, step.by, attempt)
                 return Aftermath(owed=following, rest_seconds=0)
@@ -192,8 +196,10 @@ class Refusing:
             counted=counted,
             refusals=known.refusals,
             refused_seconds=refused_seconds,
+            probed=self._probed_after == known.number,
             split_asked=state.split_asked,
         )
+        self._probed_after = None
         by = replacement(history)
         if state.split_asked and by.buries:
             await lanes.forget_split(conn, self._lease)
@@ -211,7 +217,7 @@ class Refusing:
             await lanes.lower_body_cap(conn, self._lease, max_bytes=cap)
             self._log.warning("lane.cap_learnt", max_body_bytes=cap)
 
-    async def _probed(self, txn_id: str, sender: Sender) -> bool:
+    async def _probe(self, txn_id: str, sender: Sender) -> bool:
         """Whether an empty transaction is taken now; its id is given out already, and never again.
 
         A probe that is lost with the worker has done nothing.

@@ -43,6 +43,7 @@ class History:
         counted: the last outcome is one of `refusals`.
         refusals: that count against it, since it was sealed.
         refused_seconds: since the first of them.
+        probed: between this refusal and the one before it, a probe was acked.
         split_asked: an operator said that it is to be split, whatever may have been processed.
     """
 
@@ -53,6 +54,7 @@ class History:
     counted: bool = False
     refusals: int = 0
     refused_seconds: float = 0.0
+    probed: bool = False
     split_asked: bool = False
 
 
@@ -93,7 +95,11 @@ class Replace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """Send an empty transaction; where it is acked, replace, and else send again after a rest."""
+    """Send an empty transaction; where it is not acked, send again after a rest.
+
+    Where it is, replace; but before something is buried, send it again at once: an outage may
+    have ended between its refusal and the probe.
+    """
 
     by: Replacement
 
@@ -105,19 +111,18 @@ def next_step(failed: Refused | Unreachable, history: History, thresholds: Thres
     """What follows an attempt that failed.
 
     Nothing is split that may have been processed, but for suspects and on an operator's word; and
-    nothing is buried without a probe.
+    nothing is buried but between whose last two refusals a probe was acked.
     """
     by = replacement(history)
     if history.split_asked and not by.buries:
         return Replace(by=by)
     if not isinstance(failed, Refused) or not history.counted:
         return SendAgain()
-    if history.doubtful:
-        return Probe(by=by) if _suspect(history, thresholds) else SendAgain()
-    if failed.status == TOO_LARGE and not by.buries:
+    if failed.status == TOO_LARGE and not by.buries and not history.doubtful:
         return Replace(by=by)
-    enough = thresholds.part_refusals if history.part else thresholds.refusals
-    return Probe(by=by) if history.refusals >= enough else SendAgain()
+    if not _enough(history, thresholds):
+        return SendAgain()
+    return Replace(by=by) if by.buries and history.probed else Probe(by=by)
 
 
 def replacement(history: History) -> Replacement:
@@ -157,8 +162,11 @@ def refusals_of_part(*, doubtful: bool, thresholds: Thresholds) -> int:
     return thresholds.suspect_refusals - thresholds.suspect_pinged if doubtful else 0
 
 
-def _suspect(history: History, thresholds: Thresholds) -> bool:
-    return (
-        history.refusals >= thresholds.suspect_refusals
-        and history.refused_seconds >= thresholds.suspect_seconds
-    )
+def _enough(history: History, thresholds: Thresholds) -> bool:
+    if history.doubtful:
+        return (
+            history.refusals >= thresholds.suspect_refusals
+            and history.refused_seconds >= thresholds.suspect_seconds
+        )
+    enough = thresholds.part_refusals if history.part else thresholds.refusals
+    return history.refusals >= enough

@@ -56,6 +56,8 @@ def test_a_refusal_over_and_over_asks_for_a_probe_and_then_the_next_smaller_thin
     assert step(status, **known, counted=True, refusals=2) == AGAIN
     assert step(status, **known, counted=True, refusals=3) == Probe(by=by)
     assert step(status, **known, counted=True, refusals=1, part=True) == Probe(by=by)
+    after_probe = step(status, **known, counted=True, refusals=4, probed=True)
+    assert after_probe == (Replace(by=by) if by.buries else Probe(by=by))
 
 
 def test_what_is_too_large_is_split_at_once_and_buried_only_after_a_probe() -> None:
@@ -66,6 +68,7 @@ def test_what_is_too_large_is_split_at_once_and_buried_only_after_a_probe() -> N
     assert step(413, **ONE, counted=True, refusals=1) == AGAIN
     assert step(413, **ONE, counted=True, refusals=3) == Probe(by=ITEM)
     assert step(413, **USER, counted=True, refusals=1, part=True) == Probe(by=UPDATE)
+    assert step(413, **ONE, counted=True, refusals=4, probed=True) == Replace(by=ITEM)
 
 
 @pytest.mark.parametrize("status", [302, 401, 403, 404, 405, 407, 410, 421, 425, 429, 451])
@@ -89,6 +92,7 @@ def test_what_may_have_been_processed_is_split_only_as_a_suspect(
     assert step(status, **known | SUSPECT | {"refusals": 19}) == AGAIN
     assert step(status, **known | SUSPECT | {"refused_seconds": 899.0}) == AGAIN
     assert step(status, **known | SUSPECT | {"counted": False}) == AGAIN
+    assert step(status, **known | SUSPECT | {"refusals": 19, "probed": True}) == AGAIN
 
 
 @pytest.mark.parametrize(

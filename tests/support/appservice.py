@@ -38,13 +38,18 @@ def ok(_request: Request) -> tuple[int, dict[str, str], bytes]:
 
 @dataclass(kw_only=True)
 class Appservice:
-    """What the appservice saw, and how it answers: `answer` may be replaced at any time."""
+    """What the appservice saw, and how it answers: `answer` may be replaced at any time.
+
+    Attributes:
+        slow: seconds that this one request waits for its answer, beside `delay_seconds`.
+    """
 
     url: str = ""
     requests: list[Request] = field(default_factory=list)
     taken: list[Request] = field(default_factory=list)
     answer: Answer = ok
     delay_seconds: float = 0.0
+    slow: Callable[[Request], float] = lambda _: 0.0
     running: int = 0
     most_running: int = 0
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -68,7 +73,7 @@ class Appservice:
         self.requests.append(seen)
         async with self.changed:
             self.changed.notify_all()
-        await asyncio.sleep(self.delay_seconds)
+        await asyncio.sleep(self.delay_seconds + self.slow(seen))
         status, headers, body = self.answer(seen)
         if 200 <= status < 300:
             self.taken.append(seen)

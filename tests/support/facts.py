@@ -1,5 +1,6 @@
 """Facts put where the homeserver would put them: into Synapse's own tables, or the log."""
 
+import asyncio
 import json
 from importlib.resources import files
 from typing import Any, TypeAlias
@@ -125,3 +126,10 @@ async def outbox(pg: Connection, appservice_id: str = "bot") -> list[Any]:
     )
     items = [json.loads(row["payload"]) for row in rows]
     return [item.get("event_id") or item["content"].get("n") for item in items]
+
+
+async def wait_until(pg: Connection, condition: str, within: float = 15) -> None:
+    """Wait until a query says true."""
+    async with asyncio.timeout(within):
+        while not await pg.fetchval(condition):
+            await asyncio.sleep(0.01)
