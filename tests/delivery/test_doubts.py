@@ -189,6 +189,22 @@ async def test_a_worker_killed_in_an_attempt_leaves_a_doubt(
         await stays_whole(pg, bot)
 
 
+async def test_a_worker_killed_in_a_repeat_leaves_a_doubt_too(
+    pg: Connection, database: str, bot: Appservice, tmp_path: Path
+) -> None:
+    bot.answer = refuses(400)
+    files = bridge(tmp_path, database, bot)
+    async with worker_process(files) as killed:
+        bot.slow = lambda request: 1.0 if request is not bot.requests[0] else 0.0
+        await capture_all(pg, 4, poison=[2])
+        await bot.until(lambda: len(bot.requests) == 2)
+        await killed.kill()
+        bot.slow = lambda _: 0.0
+        await its_lease_ran_out(pg)
+        await killed.start()
+        await stays_whole(pg, bot)
+
+
 async def test_a_worker_killed_while_it_rests_leaves_none(
     pg: Connection, database: str, bot: Appservice, tmp_path: Path
 ) -> None:
@@ -275,6 +291,22 @@ async def test_a_lane_paused_while_it_is_refused_neither_repeats_nor_probes(
         await pg.execute("update appservice_bridge.lane set paused_at = null, due_at = '-infinity'")
         await sent_all(pg)
     assert len({(one.txn_id, one.body) for one in sent(bot.requests)}) == 1
+
+
+async def test_a_lane_paused_in_the_attempt_that_would_ask_for_a_probe_sends_none(
+    pg: Connection, database: str, bot: Appservice, tmp_path: Path
+) -> None:
+    bot.answer = refuses(400)
+    bot.slow = lambda _: 0.5 if len(bot.requests) == 3 else 0.0
+    async with worker(bridge(tmp_path, database, bot)):
+        await capture_all(pg, 2, poison=[2])
+        await bot.until(lambda: len(bot.requests) == 3)
+        await pg.execute("update appservice_bridge.lane set paused_at = now()")
+        await asyncio.sleep(1.5)
+        assert len(bot.requests) == 3
+        await pg.execute("update appservice_bridge.lane set paused_at = null, due_at = '-infinity'")
+        await sent_all(pg)
+    assert numbers(bot.to_device) == [1]
 
 
 async def test_a_no_to_the_second_copy_on_a_lost_connection_is_not_definite() -> None:

@@ -1,6 +1,8 @@
 """What an operator is told of a lane."""
 
-from appservice_bridge.storage import overview, registrations
+from uuid import uuid4
+
+from appservice_bridge.storage import leases, overview, registrations
 from appservice_bridge.storage.database import connect
 from appservice_bridge.storage.overview import LaneCondition
 
@@ -20,3 +22,21 @@ async def test_a_lane_of_no_registration_is_told_from_one_that_is_going_live(
         "live": LaneCondition.UNSERVED,
         "new": LaneCondition.GOING_LIVE,
     }
+
+
+async def test_a_paused_lane_is_told_from_one_that_fails_and_has_no_work(database: str) -> None:
+    conn = await connect(database)
+    worker_id = uuid4()
+    for appservice_id in ("failing", "paused"):
+        await registrations.announce(conn, appservice_id, b"", epoch="test")
+    await registrations.go_live(conn, ["failing", "paused"])
+    await leases.renew(conn, worker_id, name="test", lease_seconds=60)
+    await leases.claim(conn, worker_id, ["failing", "paused"])
+    await conn.execute("update outbox_head set position = 1")
+    await conn.execute("update lane set failed_attempts = 1")
+    await conn.execute("update lane set paused_at = now() where appservice_id = 'paused'")
+    seen = {lane.appservice_id: lane.state for lane in await overview.lanes(conn)}
+    due = await leases.lanes_with_work(conn, worker_id)
+    await conn.close()
+    assert seen == {"failing": LaneCondition.FAILING, "paused": LaneCondition.PAUSED}
+    assert due == ["failing"]
