@@ -28,7 +28,8 @@ class Lane:
     """One appservice's lane, for as long as its lease holds.
 
     It may die anywhere: before a seal's commit nothing happened; after it, and before the ack's
-    commit, the same transaction is sent again, the same id and bytes.
+    commit, the same transaction is sent again, the same id and bytes. What dying does to one that
+    was refused, `Refusing` says.
     """
 
     def __init__(

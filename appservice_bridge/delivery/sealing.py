@@ -32,6 +32,8 @@ async def owed(
     if state.in_flight:
         found = await sealed.in_flight(conn, lease)
         return await attempts.doubt(conn, lease, found) if found.attempt_open else found
+    if state.split_asked:  # of what was in flight then, and is not any more
+        await lanes.forget_split(conn, lease)
     return await _seal_next(conn, lease, _learnt(policy, state), state)
 
 

@@ -163,3 +163,16 @@ async def test_what_is_not_what_was_sealed_is_not_sealed_again_in_parts(
         async with db.transaction() as conn:
             await replace_refused(conn, lease, policy, whole, Replacement.UPDATES_LATER, None)
     assert await pg.fetchval("select txn_id from appservice_bridge.sealed") == whole.txn_id
+
+
+async def test_a_word_to_split_is_for_what_is_in_flight_and_for_nothing_sealed_later(
+    db: Database, intake: Intake
+) -> None:
+    del intake
+    policy, lease = DeliveryPolicy(), await claimed(db)
+    async with db.transaction() as conn:
+        await fill(conn, 1)
+        await conn.execute("update lane set split_asked_at = now()")
+    await seal(db, lease, policy)
+    async with db.transaction() as conn:
+        assert not (await lanes.hold(conn, lease)).split_asked
