@@ -196,6 +196,7 @@ async def _append(
     deleted = sorted({device for candidate in new for device in candidate.deleted})
     if deleted:
         await device_updates.delete_devices(conn, deleted)  # of what was routed before this batch
+        await dead_letters.lose_devices(conn, deleted)
     routed = _outliving_their_devices(new, counts)
     buried = [item for candidate in new for item in candidate.buried]
     counts.update(LedgerKey(item.appservice_id, item.kind, "routed") for item in routed)

@@ -7,6 +7,7 @@ from typing import Final
 
 from appservice_bridge.storage import capture_log, ledger
 from appservice_bridge.storage.database import Connection
+from appservice_bridge.storage.device_updates import DeviceKey
 
 BURY: Final = """
 -- dead_letters.bury
@@ -20,6 +21,15 @@ BURY_ROWS: Final = """
 insert into dead_letter (appservice_id, kind, reason, user_id, device_id, stream_id, payload)
 select coalesce(appservice_id, ''), kind, $2, user_id, device_id, stream_id, body
   from capture_log where seq = any($1::bigint[])
+"""
+
+LOSE_DEVICES: Final = """
+-- dead_letters.lose_devices: only for who holds the gate
+update dead_letter d
+   set redrivable = false, reason = d.reason || '; its device was deleted since'
+  from unnest($1::text[], $2::text[], $3::text[]) as g(appservice_id, user_id, device_id)
+ where d.appservice_id = g.appservice_id and d.user_id = g.user_id
+   and d.device_id = g.device_id and d.redrivable
 """
 
 
@@ -62,3 +72,12 @@ async def bury_rows(conn: Connection, batch: capture_log.Batch, *, reason: str) 
     keys = [ledger.LedgerKey(row.appservice_id or "", row.kind, "buried") for row in batch.rows]
     await ledger.count(conn, Counter(keys))
     await capture_log.consume(conn, batch)
+
+
+async def lose_devices(conn: Connection, keys: Sequence[DeviceKey]) -> None:
+    """What is set aside for these devices is for nobody any more, also not for their namesakes.
+
+    Only for who holds the gate, as everything that changes letters does.
+    """
+    columns = [list(column) for column in zip(*keys, strict=True)]
+    await conn.execute(LOSE_DEVICES, *columns)

@@ -1,0 +1,217 @@
+"""The operator's verbs over lanes and dead letters: what commands do, and HTTP may."""
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Final, TypeAlias
+from uuid import UUID
+
+from appservice_bridge.config.faults import nearest
+from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.storage import letters, orders, owed, redriving
+from appservice_bridge.storage.database import Connection, Database
+from appservice_bridge.storage.letters import Letter
+from appservice_bridge.storage.orders import Standing
+from appservice_bridge.storage.owed import LaneLast, OwedTransaction
+
+BATCH: Final = 200  # letters in one DB transaction, for which intake waits
+
+_Change: TypeAlias = Callable[[Connection, str, Sequence[UUID]], Awaitable[set[UUID]]]
+
+
+class UnknownAppserviceError(BridgeError):
+    """No appservice has this id; the error names the one that was meant, or those there are."""
+
+    def __init__(self, appservice_id: str, known: Iterable[str]) -> None:
+        known = sorted(known)
+        near = nearest(appservice_id, known)
+        hint = f"did you mean {near}?" if near else f"there are: {', '.join(known)}"
+        if not known:
+            hint = "there is none: start `appservice-bridge run` once with its registration"
+        super().__init__(f"no appservice {appservice_id}; {hint}")
+        self.appservice_id = appservice_id
+
+
+class PausedError(BridgeError):
+    """The lane is paused, and nothing is sent before it is resumed."""
+
+    def __init__(self, appservice_id: str, standing: Standing) -> None:
+        since = f"{standing.paused_at:%Y-%m-%d %H:%M:%S}"
+        super().__init__(
+            f"{appservice_id} is paused since {since} UTC: "
+            f"`appservice-bridge resume {appservice_id}` makes it go on"
+        )
+
+
+class NothingInFlightError(BridgeError):
+    """There is no transaction that could be split."""
+
+    def __init__(self, appservice_id: str) -> None:
+        super().__init__(
+            f"nothing of {appservice_id} is in flight, so there is nothing to split; "
+            f"`appservice-bridge transactions {appservice_id}` shows what is"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owed:
+    """What an appservice has not acknowledged, and what came of its lane's attempts last."""
+
+    transactions: list[OwedTransaction]
+    last: LaneLast
+
+
+async def retry(database: Database, appservice_id: str, *, split: bool = False) -> Standing:
+    """End a lane's rest, also a halt; with `split` what is in flight may be split.
+
+    Dying before the commit does nothing; after it, workers see it at their next look at the latest.
+
+    Raises:
+        UnknownAppserviceError, PausedError, NothingInFlightError: as they say.
+    """
+    async with database.transaction() as conn:
+        standing = await _standing(conn, appservice_id)
+        if standing.paused_at is not None:
+            raise PausedError(appservice_id, standing)
+        if split and not standing.in_flight:
+            raise NothingInFlightError(appservice_id)
+        if split:
+            await orders.ask_split(conn, appservice_id)
+        await orders.go_on(conn, appservice_id)
+        return standing
+
+
+async def pause(database: Database, appservice_id: str) -> Standing:
+    """Let a lane send nothing more until it is resumed; returns how it stood before.
+
+    Raises:
+        UnknownAppserviceError: as it says.
+    """
+    async with database.transaction() as conn:
+        standing = await _standing(conn, appservice_id)
+        await orders.pause(conn, appservice_id)
+        return standing
+
+
+async def resume(database: Database, appservice_id: str) -> Standing:
+    """Let a lane that is paused go on, at once; returns how it stood before.
+
+    Raises:
+        UnknownAppserviceError: as it says.
+    """
+    async with database.transaction() as conn:
+        standing = await _standing(conn, appservice_id)
+        await orders.resume(conn, appservice_id)
+        await orders.go_on(conn, appservice_id)
+        return standing
+
+
+async def answered(database: Database, appservice_id: str) -> None:
+    """An appservice took a ping: send it at once what it is owed, if it is owed anything."""
+    async with database.transaction() as conn:
+        await orders.go_on(conn, appservice_id)
+
+
+async def transactions(database: Database, appservice_id: str) -> Owed:
+    """What is sealed for an appservice.
+
+    Raises:
+        UnknownAppserviceError: as it says.
+    """
+    async with database.transaction() as conn:
+        last = await owed.last(conn, appservice_id)
+        if last is None:
+            raise UnknownAppserviceError(appservice_id, await orders.known(conn))
+        return Owed(transactions=await owed.owed(conn, appservice_id), last=last)
+
+
+async def dead_letters(
+    database: Database, appservice_id: str | None, *, most: int
+) -> tuple[list[Letter], int]:
+    """The newest letters of an appservice, or of all and of nobody; and how many there are.
+
+    Raises:
+        UnknownAppserviceError: it has neither a lane nor letters.
+    """
+    async with database.transaction() as conn:
+        found, total = await letters.newest(conn, appservice_id, most=most)
+        if not total and appservice_id is not None:
+            await _require_known(conn, appservice_id)
+        return found, total
+
+
+async def find(database: Database, beginnings: Iterable[str]) -> list[Letter]:
+    """The letters whose ids begin so, each once, in the order in which they were buried.
+
+    Raises:
+        NoDeadLetterError, AmbiguousDeadLetterError: as they say.
+    """
+    async with database.transaction() as conn:
+        found = [await letters.find(conn, beginning) for beginning in beginnings]
+    return sorted(set(found), key=lambda one: (one.buried_at, one.dead_letter_id))
+
+
+async def all_of(database: Database, appservice_id: str) -> list[UUID]:
+    """All letters of an appservice, in the order in which they were buried.
+
+    Raises:
+        UnknownAppserviceError: it has neither a lane nor letters.
+    """
+    async with database.transaction() as conn:
+        found = await letters.ids(conn, appservice_id)
+        if not found:
+            await _require_known(conn, appservice_id)
+        return found
+
+
+async def redrive(database: Database, appservice_id: str, ids: Sequence[UUID]) -> set[UUID]:
+    """Put letters of one appservice back; returns which. See `redriving.redrive`.
+
+    Dying between two batches leaves the rest as it was.
+    """
+    return await _in_batches(database, redriving.redrive, appservice_id, ids)
+
+
+async def discard(database: Database, appservice_id: str, ids: Sequence[UUID]) -> set[UUID]:
+    """Delete letters of one appservice for good; returns which were there.
+
+    Dying between two batches leaves the rest as it was.
+    """
+    return await _in_batches(database, letters.discard, appservice_id, ids)
+
+
+def by_appservice(found: Iterable[Letter]) -> dict[str, list[UUID]]:
+    """The ids of letters by appservice; their order stays."""
+    ordered = sorted(found, key=lambda one: one.appservice_id)
+    groups = groupby(ordered, key=lambda one: one.appservice_id)
+    return {appservice_id: [one.dead_letter_id for one in group] for appservice_id, group in groups}
+
+
+def why_not(letter: Letter) -> str:
+    """Why a letter that was found was not put back."""
+    if letter.redrivable:
+        return "its device is being deleted, or it was redriven or discarded at this moment"
+    return f"there is nothing in it that could be sent: {letter.reason}"
+
+
+async def _in_batches(
+    database: Database, change: _Change, appservice_id: str, ids: Sequence[UUID]
+) -> set[UUID]:
+    done: set[UUID] = set()
+    for start in range(0, len(ids), BATCH):
+        async with database.transaction() as conn:
+            done |= await change(conn, appservice_id, ids[start : start + BATCH])
+    return done
+
+
+async def _standing(conn: Connection, appservice_id: str) -> Standing:
+    standing = await orders.look(conn, appservice_id)
+    if standing is None:
+        raise UnknownAppserviceError(appservice_id, await orders.known(conn))
+    return standing
+
+
+async def _require_known(conn: Connection, appservice_id: str) -> None:
+    known = await orders.known(conn)
+    if appservice_id not in known:
+        raise UnknownAppserviceError(appservice_id, known)

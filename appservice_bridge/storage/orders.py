@@ -1,0 +1,83 @@
+"""What operators say of a lane: it goes on at once, splits what it holds, pauses, resumes."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from appservice_bridge.storage import lanes, notifications
+from appservice_bridge.storage.database import Connection
+
+KNOWN: Final = """
+-- orders.known
+select appservice_id from lane order by appservice_id
+"""
+
+LOOK: Final = """
+-- orders.look
+select l.paused_at, exists (select from sealed s where s.appservice_id = $1) as in_flight,
+       exists (select from worker w where w.worker_id = l.worker_id
+                  and w.alive_until > clock_timestamp()) as served
+  from lane l where l.appservice_id = $1 for update of l
+"""
+
+ASK_SPLIT: Final = """
+-- orders.ask_split
+update lane set split_asked_at = clock_timestamp() where appservice_id = $1
+"""
+
+PAUSE: Final = """
+-- orders.pause: one that is paused stays so since then
+update lane set paused_at = coalesce(paused_at, clock_timestamp()) where appservice_id = $1
+"""
+
+RESUME: Final = """
+-- orders.resume
+update lane set paused_at = null where appservice_id = $1
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How a lane stands when an order is given.
+
+    Attributes:
+        paused_at: since when; None: it is not paused.
+        in_flight: a transaction is sealed and not acknowledged.
+        served: a worker that is alive holds it.
+    """
+
+    paused_at: datetime | None
+    in_flight: bool
+    served: bool
+
+
+async def known(conn: Connection) -> list[str]:
+    """The appservices that have a lane."""
+    return [row["appservice_id"] for row in await conn.fetch(KNOWN)]
+
+
+async def look(conn: Connection, appservice_id: str) -> Standing | None:
+    """How the lane stands, until the DB transaction ends; None if there is no such lane."""
+    row = await conn.fetchrow(LOOK, appservice_id)
+    return None if row is None else Standing(**row)
+
+
+async def go_on(conn: Connection, appservice_id: str) -> None:
+    """End the lane's rest, also a halt, and let the workers look at once."""
+    await lanes.end_rest(conn, appservice_id)
+    await notifications.notify(conn, notifications.OUTBOX)
+
+
+async def ask_split(conn: Connection, appservice_id: str) -> None:
+    """What is in flight may be replaced by parts, though some of it may be seen twice then."""
+    await conn.execute(ASK_SPLIT, appservice_id)
+
+
+async def pause(conn: Connection, appservice_id: str) -> None:
+    """Nothing more is sent until `resume`; what is being sent is."""
+    await conn.execute(PAUSE, appservice_id)
+
+
+async def resume(conn: Connection, appservice_id: str) -> None:
+    """The lane goes on, if it is not held up by something else."""
+    await conn.execute(RESUME, appservice_id)
