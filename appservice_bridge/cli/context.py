@@ -15,7 +15,8 @@ from appservice_bridge.config.faults import ConfigError
 from appservice_bridge.config.loading import Loaded, load
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.owners import Owners
-from appservice_bridge.storage.database import Connection, connect, named_errors
+from appservice_bridge.storage import migrations
+from appservice_bridge.storage.database import Connection, Database, connect, named_errors
 
 _Result = TypeVar("_Result")
 
@@ -52,6 +53,19 @@ async def with_connection(of: Loaded, work: Callable[[Connection], Awaitable[_Re
         finally:
             with suppress(Exception):
                 await conn.close(timeout=2)
+
+
+async def with_database(of: Loaded, work: Callable[[Database], Awaitable[_Result]]) -> _Result:
+    """Do some work on the bridge's database, in as many DB transactions as it likes.
+
+    Raises:
+        SchemaTooNewError, SchemaOutdatedError: the schema is not this release's.
+    """
+    with reachable(of) as dsn:
+        async with Database.open(dsn, max_connections=1) as database:
+            async with database.transaction() as conn:
+                await migrations.require_current(conn)
+            return await work(database)
 
 
 def owners(of: Loaded) -> Owners:

@@ -6,14 +6,18 @@ import typer
 
 from appservice_bridge.cli.backfill import backfill
 from appservice_bridge.cli.check import check
+from appservice_bridge.cli.dead_letters import dead_letters, discard, redrive
 from appservice_bridge.cli.dev import dev
 from appservice_bridge.cli.doctor import doctor
 from appservice_bridge.cli.install import install, uninstall
 from appservice_bridge.cli.migrate import migrate
+from appservice_bridge.cli.orders import pause, resume, retry
+from appservice_bridge.cli.ping import ping
 from appservice_bridge.cli.registration import registration
 from appservice_bridge.cli.resync import resync
 from appservice_bridge.cli.run import run
 from appservice_bridge.cli.status import status
+from appservice_bridge.cli.transactions import transactions
 
 app = typer.Typer(
     name="appservice-bridge",
@@ -23,6 +27,8 @@ app = typer.Typer(
 )
 for command in (dev, run, check, migrate, install, uninstall, status, resync, backfill, doctor):
     app.command()(command)
+for order in (transactions, ping, pause, resume, retry, dead_letters, redrive, discard):
+    app.command()(order)
 app.add_typer(registration, name="registration")
 
 

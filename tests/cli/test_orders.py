@@ -1,0 +1,219 @@
+"""`retry`, `pause`, `resume` and `transactions`: what is said of a lane."""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from appservice_bridge.cli.context import owners
+from appservice_bridge.routing.announcing import announce
+from appservice_bridge.storage.database import Database
+from tests.support.appservice import Appservice, appservice, ok
+from tests.support.bridge import Files, registration, worker, write_files
+from tests.support.command import command
+from tests.support.facts import Connection, capture
+
+BOT: Final = "@b_1:example.org"
+LONG: Final = {"backoff": {"first_seconds": 300, "ceiling_seconds": 300}}
+LANE: Final = "select * from appservice_bridge.lane"
+
+
+def written(
+    directory: Path, database: str, url: str = "http://127.0.0.1:9", *ids: str, **delivery: Any
+) -> Files:
+    some = [registration(one, url, users=[f"@{one[0]}_.*"]) for one in ids or ("bot",)]
+    return write_files(directory, database, some, delivery=delivery)
+
+
+@pytest.fixture
+async def files(tmp_path: Path, database: str, db: Database) -> Files:
+    """A worker has run with it once, and does no more."""
+    files = written(tmp_path, database)
+    await announce(db, owners(files.load()), epoch="test")
+    return files
+
+
+async def run(files: Files, *arguments: str) -> tuple[int, str, str]:
+    return await command(*arguments, "--config", str(files.config))
+
+
+async def seal(pg: Connection, **columns: Any) -> None:
+    """A transaction that was sent and not acknowledged."""
+    given = {
+        "appservice_id": "bot",
+        "number": 7,
+        "txn_id": "abtest-7",
+        "first_position": 1,
+        "last_position": 3,
+        "items": 3,
+        "body_bytes": 4321,
+        "builder": 1,
+        "slots": [],
+        "frame": [],
+        "digest": b"",
+    } | columns
+    names, places = ", ".join(given), ", ".join(f"${n}" for n in range(1, len(given) + 1))
+    await pg.execute(
+        f"insert into appservice_bridge.sealed ({names}) values ({places})", *given.values()
+    )
+
+
+async def failing(pg: Connection, bot: Appservice) -> None:
+    """The appservice refused once, and the lane rests for long."""
+    await bot.until(lambda: len(bot.requests) == 1)
+    while not await pg.fetchval("select failed_attempts > 0 from appservice_bridge.lane"):
+        pass
+    bot.answer = ok
+
+
+async def test_after_retry_what_is_owed_is_sent_at_once_the_same_id_and_bytes(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        bot.answer = lambda _: (503, {}, b"{}")
+        files = written(tmp_path, database, bot.url, **LONG)
+        async with worker(files):
+            await capture(pg, BOT, 1)
+            await failing(pg, bot)
+            assert await run(files, "retry", "bot") == (0, "bot: is tried again now\n", "")
+            await bot.until(lambda: len(bot.to_device) == 1)
+    first, second = bot.requests
+    assert (first.path, first.body) == (second.path, second.body)
+
+
+async def test_retry_also_ends_the_rest_of_a_transaction_that_only_tells_of_devices(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        bot.answer = lambda _: (503, {}, b"{}")
+        files = written(tmp_path, database, bot.url, **LONG)
+        async with worker(files):
+            await pg.execute(
+                "insert into appservice_bridge.device_list_update (appservice_id, user_id, change)"
+                " values ('bot', '@a:example.org', 'changed')"
+            )
+            await failing(pg, bot)
+            assert (await run(files, "retry", "bot"))[0] == 0
+            await bot.until(lambda: len(bot.taken) == 1)
+
+
+async def test_retry_lets_a_halted_lane_try_again(pg: Connection, files: Files) -> None:
+    await pg.execute("update appservice_bridge.lane set due_at = 'infinity'")
+    code, out, _ = await run(files, "retry", "bot")
+    assert code == 0
+    assert "no worker runs that serves it" in out
+    assert await pg.fetchval("select due_at <= now() from appservice_bridge.lane")
+
+
+async def test_split_is_asked_for_where_something_is_in_flight(
+    pg: Connection, files: Files
+) -> None:
+    asked = "select split_asked_at is not null from appservice_bridge.lane"
+    code, _, err = await run(files, "retry", "bot", "--split")
+    assert code == 1
+    assert "nothing of bot is in flight" in err
+    assert not await pg.fetchval(asked)
+    await seal(pg)
+    assert (await run(files, "retry", "bot"))[0] == 0
+    assert not await pg.fetchval(asked)
+    assert (await run(files, "retry", "bot", "--split"))[0] == 0
+    assert await pg.fetchval(asked)
+
+
+async def test_a_lane_is_paused_until_it_is_resumed(pg: Connection, files: Files) -> None:
+    paused = "select paused_at from appservice_bridge.lane"
+    assert (await run(files, "pause", "bot"))[:2] == (
+        0,
+        "bot is paused; `appservice-bridge resume bot` makes it go on\n",
+    )
+    since = await pg.fetchval(paused)
+    assert since is not None
+    assert "was paused already" in (await run(files, "pause", "bot"))[1]
+    assert await pg.fetchval(paused) == since
+    code, _, err = await run(files, "retry", "bot")
+    assert code == 1
+    assert "`appservice-bridge resume bot` makes it go on" in err
+    await pg.execute("update appservice_bridge.lane set due_at = 'infinity'")
+    assert (await run(files, "resume", "bot"))[1].startswith("bot goes on;")
+    assert await pg.fetchval(paused) is None
+    assert await pg.fetchval("select due_at <= now() from appservice_bridge.lane")
+    assert "was not paused" in (await run(files, "resume", "bot"))[1]
+
+
+@pytest.mark.parametrize(
+    "said", [["retry"], ["pause"], ["resume"], ["transactions"], ["dead-letters"], ["ping"]]
+)
+async def test_an_unknown_appservice_is_refused_and_the_nearest_is_named(
+    files: Files, said: list[str]
+) -> None:
+    code, out, err = await run(files, *said, "bto")
+    assert (code, out) == (1, "")
+    assert err == "appservice-bridge: no appservice bto; did you mean bot?\n"
+
+
+async def test_where_none_is_near_all_are_named_and_where_there_is_none_what_to_do(
+    pg: Connection, files: Files
+) -> None:
+    assert "no appservice zzz; there are: bot" in (await run(files, "pause", "zzz"))[2]
+    await pg.execute("delete from appservice_bridge.lane")
+    assert "start `appservice-bridge run` once" in (await run(files, "pause", "bot"))[2]
+
+
+async def test_transactions_shows_what_is_sealed_and_what_came_of_it(
+    pg: Connection, files: Files
+) -> None:
+    code, out, _ = await run(files, "transactions", "bot")
+    assert (code, out) == (0, "nothing is sealed and not acknowledged\nnothing was sent yet\n")
+    await seal(pg, refusals=5, doubtful=True, part_of=6, device_lists=2, device_keys=1)
+    await pg.execute(
+        "update appservice_bridge.lane set failed_attempts = 5, last_outcome = 'M_BAD_JSON',"
+        " last_status = 400, due_at = clock_timestamp() + interval '99 s'"
+    )
+    out = (await run(files, "transactions", "bot"))[1]
+    for shown in ("abtest-7", "4,321", "may have been processed", "part of 6"):
+        assert shown in out
+    assert "last answer: M_BAD_JSON (status 400), 5 attempts failed, again in 9" in out
+
+
+async def test_transactions_as_json_names_everything(pg: Connection, files: Files) -> None:
+    await seal(pg)
+    await pg.execute("update appservice_bridge.lane set due_at = 'infinity'")
+    shown = json.loads((await run(files, "transactions", "bot", "--json"))[1])
+    assert shown["version"] == 1
+    sealed_at = await pg.fetchval("select sealed_at from appservice_bridge.sealed")
+    assert shown["transactions"] == [
+        {
+            "txn_id": "abtest-7",
+            "number": 7,
+            "items": 3,
+            "device_lists": 0,
+            "device_keys": 0,
+            "body_bytes": 4321,
+            "sealed_at": sealed_at.isoformat(),
+            "refusals": 0,
+            "refused_since": None,
+            "doubtful": False,
+            "part_of": None,
+        }
+    ]
+    assert shown["lane"]["rest_seconds"] is None  # it was halted
+    assert set(shown["lane"]) == {
+        "failed_attempts",
+        "failing_since",
+        "last_outcome",
+        "last_status",
+        "last_attempt_at",
+        "last_ack_at",
+        "paused_at",
+        "split_asked_at",
+        "body_cap_bytes",
+        "rest_seconds",
+    }
+
+
+async def test_a_schema_that_is_not_this_release_s_is_refused(pg: Connection, files: Files) -> None:
+    await pg.execute("delete from appservice_bridge.schema_version where number = 1")
+    code, _, err = await run(files, "pause", "bot")
+    assert code == 1
+    assert "run `appservice-bridge migrate`" in err
