@@ -8,7 +8,7 @@ import typer
 from appservice_bridge.cli.appservice_ids import HELP, complete
 from appservice_bridge.cli.check import ConfigOption
 from appservice_bridge.cli.context import finished, loaded, with_database
-from appservice_bridge.cli.shown import as_json, moment, print_table
+from appservice_bridge.cli.shown import as_json, moment, print_table, table
 from appservice_bridge.delivery import operating
 from appservice_bridge.storage.database import Database
 from appservice_bridge.storage.letters import Letter
@@ -41,7 +41,7 @@ def dead_letters(
     appservice_id: Annotated[
         str | None,
         typer.Argument(
-            metavar="[ID]",
+            metavar="ID",
             help=f"{HELP} Without it, those of all appservices and those that are nobody's.",
             autocompletion=complete,
         ),
@@ -66,7 +66,7 @@ def dead_letters(
         print(as_json(JSON_VERSION, total=total, dead_letters=found))
         return
     if found:
-        print_table(_HEADINGS, map(_row, found), numbers=("bytes",))
+        print_table(table(_HEADINGS, map(_row, found), numbers=("bytes",)))
     print(_counted(len(found), total))
 
 

@@ -17,6 +17,7 @@ from appservice_bridge.cli.registration import registration
 from appservice_bridge.cli.resync import resync
 from appservice_bridge.cli.run import run
 from appservice_bridge.cli.status import status
+from appservice_bridge.cli.top import top
 from appservice_bridge.cli.transactions import transactions
 
 app = typer.Typer(
@@ -27,7 +28,7 @@ app = typer.Typer(
 )
 for command in (dev, run, check, migrate, install, uninstall, status, resync, backfill, doctor):
     app.command()(command)
-for order in (transactions, ping, pause, resume, retry, dead_letters, redrive, discard):
+for order in (top, transactions, ping, pause, resume, retry, dead_letters, redrive, discard):
     app.command()(order)
 app.add_typer(registration, name="registration")
 

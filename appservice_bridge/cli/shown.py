@@ -14,19 +14,24 @@ from rich.table import Table
 _WIDE: Final = 10_000
 
 
-def print_table(
+def table(
     headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Container[str] = ()
-) -> None:
-    """A row per line; where it goes into no terminal, however long the line gets."""
-    table = Table(box=None, pad_edge=False)
+) -> Table:
+    """What stands in the cells is shown as it is; numbers to the right."""
+    made = Table(box=None, pad_edge=False)
     for heading in headings:
-        table.add_column(heading, justify="right" if heading in numbers else "left")
+        made.add_column(heading, justify="right" if heading in numbers else "left")
     for row in rows:
-        table.add_row(*map(escape, row))
+        made.add_row(*map(escape, row))
+    return made
+
+
+def print_table(made: Table) -> None:
+    """A row per line; where it goes into no terminal, however long the line gets."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDE)
-    console.print(table)
+    console.print(made)
 
 
 def moment(at: datetime) -> str:

@@ -7,7 +7,7 @@ import typer
 from appservice_bridge.cli.appservice_ids import AppserviceArgument
 from appservice_bridge.cli.check import ConfigOption
 from appservice_bridge.cli.context import finished, loaded, with_database
-from appservice_bridge.cli.shown import as_json, moment, print_table
+from appservice_bridge.cli.shown import as_json, moment, print_table, table
 from appservice_bridge.delivery import operating
 from appservice_bridge.delivery.operating import Owed
 from appservice_bridge.storage.database import Database
@@ -39,7 +39,7 @@ def transactions(
         print(as_json(JSON_VERSION, transactions=seen.transactions, lane=seen.last))
         return
     if seen.transactions:
-        print_table(_HEADINGS, map(_row, seen.transactions), numbers=_NUMBERS)
+        print_table(table(_HEADINGS, map(_row, seen.transactions), numbers=_NUMBERS))
     else:
         print("nothing is sealed and not acknowledged")
     print(_last(appservice_id, seen.last))
