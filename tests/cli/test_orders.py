@@ -168,12 +168,12 @@ async def test_transactions_shows_what_is_sealed_and_what_came_of_it(
     await seal(pg, refusals=5, doubtful=True, part_of=6, device_lists=2, device_keys=1)
     await pg.execute(
         "update appservice_bridge.lane set failed_attempts = 5, last_outcome = 'M_BAD_JSON',"
-        " last_status = 400, due_at = clock_timestamp() + interval '99 s'"
+        " last_status = 400, due_at = clock_timestamp() + interval '99999 s'"
     )
     out = (await run(files, "transactions", "bot"))[1]
     for shown in ("abtest-7", "4,321", "may have been processed", "part of 6"):
         assert shown in out
-    assert "last answer: M_BAD_JSON (status 400), 5 attempts failed, again in 9" in out
+    assert "last answer: M_BAD_JSON (status 400), 5 attempts failed, again in 99" in out
 
 
 async def test_transactions_as_json_names_everything(pg: Connection, files: Files) -> None:
