@@ -9,6 +9,7 @@ from appservice_bridge.cli.check import ConfigOption
 from appservice_bridge.cli.context import finished, loaded, owners, with_connection
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.storage import backfill as inbox
 from appservice_bridge.storage import (
@@ -141,6 +142,6 @@ def _users(
 
 async def _append(conn: Connection, appservice_id: str, keys: list[InboxKey]) -> None:
     appended = await inbox.append(conn, keys)
-    key = ledger.LedgerKey(appservice_id, "to_device", "backfilled")
+    key = ledger.LedgerKey(appservice_id, "to_device", LedgerOutcome.BACKFILLED)
     await ledger.count(conn, {key: appended})
     await notifications.wake_intake(conn)

@@ -5,6 +5,7 @@ from typing import Final
 
 import structlog
 
+from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.raw_json import MalformedError
 from appservice_bridge.domain.to_device import to_device_item
 from appservice_bridge.domain.transaction import Item, Kind
@@ -94,7 +95,9 @@ def _flattened(
 async def _bury(conn: Connection, appservice_id: str, dead: Mapping[int, Buried]) -> None:
     await outbox.drop(conn, appservice_id, list(dead))
     await dead_letters.bury(conn, list(dead.values()))
-    await ledger.count(conn, {LedgerKey(appservice_id, Kind.TO_DEVICE, "buried"): len(dead)})
+    await ledger.count(
+        conn, {LedgerKey(appservice_id, Kind.TO_DEVICE, LedgerOutcome.BURIED): len(dead)}
+    )
     log.error("seal.buried", appservice=appservice_id, messages=len(dead))
 
 

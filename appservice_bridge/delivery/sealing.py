@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from appservice_bridge.delivery import key_only
 from appservice_bridge.domain.device_updates import DeviceUpdates
+from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.policy import DeliveryPolicy
 from appservice_bridge.domain.transaction import BUILDER, Item, Kind, frame_for, within_limits
 from appservice_bridge.storage import attempts, device_updates, lanes, ledger, outbox, sealed
@@ -104,7 +105,9 @@ async def _next_items(
             conn, appservice_id, after=state.sealed_to, max_items=policy.max_items
         )
         if dropped:
-            await ledger.count(conn, {LedgerKey(appservice_id, Kind.TO_DEVICE, "dropped"): dropped})
+            await ledger.count(
+                conn, {LedgerKey(appservice_id, Kind.TO_DEVICE, LedgerOutcome.DROPPED): dropped}
+            )
         await device_updates.delete_marked(conn, appservice_id, sealed_to=state.sealed_to)
     room = max(policy.max_body_bytes - told_bytes, 1)
     stored = await outbox.next_items(

@@ -10,6 +10,7 @@ import structlog
 from aiohttp import web
 
 from appservice_bridge.domain.facts import Fact
+from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.http.answers import error
 from appservice_bridge.http.batch import Batch, RefusedBatchError, Verdict, judge, read_batch
@@ -100,7 +101,7 @@ class Ingest:
                 log.debug("ingest.stored", facts=len(verdicts), rows=len(rows))
                 return answer
             known = _same(await ingest.recall(conn, batch.batch_id), digest)
-            await ledger.count(conn, {LedgerKey("", _BATCH, "repeated"): 1})
+            await ledger.count(conn, {LedgerKey("", _BATCH, LedgerOutcome.REPEATED): 1})
         return known.answer
 
     def _wanted(self, fact: Fact) -> bool:
@@ -123,4 +124,6 @@ def _same(known: ingest.Remembered | None, digest: bytes) -> ingest.Remembered:
 
 
 def _refused(verdicts: list[Verdict]) -> Counter[LedgerKey]:
-    return Counter(LedgerKey("", one.kind, "refused") for one in verdicts if one.fact is None)
+    return Counter(
+        LedgerKey("", one.kind, LedgerOutcome.REFUSED) for one in verdicts if one.fact is None
+    )

@@ -9,6 +9,7 @@ import structlog
 from aiohttp import web
 
 from appservice_bridge.domain.budget import Budget
+from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.registration import Registration
 from appservice_bridge.http.answers import error, matrix_errors
 from appservice_bridge.http.pass_through import PassThrough
@@ -147,7 +148,7 @@ class Relay:
                 conn, appservice_id, txn_id=txn_id, body=body
             )
             if not fresh:
-                key = LedgerKey(appservice_id, CapturedKind.TRANSACTION, "repeated")
+                key = LedgerKey(appservice_id, CapturedKind.TRANSACTION, LedgerOutcome.REPEATED)
                 await ledger.count(conn, {key: 1})
         log.debug("relay.stored", appservice=appservice_id, bytes=len(body), fresh=fresh)
 
@@ -168,7 +169,7 @@ class Relay:
     async def _bury(self, appservice_id: str, reason: str) -> None:
         kind = CapturedKind.TRANSACTION
         dead = Buried(appservice_id=appservice_id, kind=kind, reason=reason, payload=None)
-        key = LedgerKey(appservice_id, kind, "buried")
+        key = LedgerKey(appservice_id, kind, LedgerOutcome.REFUSED)
         async with self._database.transaction() as conn:
             await dead_letters.bury(conn, [dead])
             await ledger.count(conn, {key: 1})

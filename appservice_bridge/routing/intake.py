@@ -9,6 +9,7 @@ from typing import Final
 import structlog
 
 from appservice_bridge.domain.budget import Budget
+from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.routing import key_only
@@ -199,8 +200,10 @@ async def _append(
         await dead_letters.lose_devices(conn, deleted)
     routed = _outliving_their_devices(new, counts)
     buried = [item for candidate in new for item in candidate.buried]
-    counts.update(LedgerKey(item.appservice_id, item.kind, "routed") for item in routed)
-    counts.update(LedgerKey(item.appservice_id, item.kind, "buried") for item in buried)
+    counts.update(LedgerKey(item.appservice_id, item.kind, LedgerOutcome.ROUTED) for item in routed)
+    counts.update(
+        LedgerKey(item.appservice_id, item.kind, LedgerOutcome.REFUSED) for item in buried
+    )
     if routed:
         await outbox.append(conn, await key_only.spared(conn, routed, budget))
     if buried:
@@ -218,7 +221,7 @@ def _outliving_their_devices(
         deleted.update(candidate.deleted)
         for item in reversed(candidate.routed):
             if (item.appservice_id, item.user_id, item.device_id) in deleted:
-                for outcome in ("routed", "dropped"):
+                for outcome in (LedgerOutcome.ROUTED, LedgerOutcome.DROPPED):
                     counts[LedgerKey(item.appservice_id, item.kind, outcome)] += 1
             else:
                 kept.append(item)

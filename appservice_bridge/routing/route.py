@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.raw_json import (
     MalformedError,
@@ -107,7 +108,9 @@ class Routing:
                 left.discard(candidate.key)
             else:
                 for item in candidate.routed:
-                    self.counts[LedgerKey(item.appservice_id, item.kind, "repeated")] += 1
+                    self.counts[
+                        LedgerKey(item.appservice_id, item.kind, LedgerOutcome.REPEATED)
+                    ] += 1
         return new
 
 
@@ -175,7 +178,7 @@ def _owning(row: Captured, user_id: str, owners: Owners, routing: Routing) -> tu
     appservice_ids = owners.of(user_id)
     if not appservice_ids:
         routing.foreign.add(user_id)
-        routing.counts[LedgerKey("", row.kind, "foreign")] += 1
+        routing.counts[LedgerKey("", row.kind, LedgerOutcome.FOREIGN)] += 1
     return appservice_ids
 
 
@@ -184,7 +187,7 @@ def _route_device_change(row: Captured, owners: Owners, routing: Routing) -> Non
         raise KeyMissingError(row)
     if row.appservice_id is not None and not owners.takes_encryption(row.appservice_id):
         known = row.appservice_id in owners.registrations
-        outcome = "no_encryption" if known else "no_transport"
+        outcome = LedgerOutcome.NO_ENCRYPTION if known else LedgerOutcome.NO_TRANSPORT
         routing.counts[LedgerKey(row.appservice_id, row.kind, outcome)] += 1
         return
     try:
@@ -221,7 +224,7 @@ def _route_addressed(row: Captured, owners: Owners, routing: Routing) -> None:
     if row.appservice_id is None:
         raise KeyMissingError(row)
     if row.appservice_id not in owners.registrations:
-        routing.counts[LedgerKey(row.appservice_id, row.kind, "no_transport")] += 1
+        routing.counts[LedgerKey(row.appservice_id, row.kind, LedgerOutcome.NO_TRANSPORT)] += 1
         return
     made = _event if row.kind == CapturedKind.EVENT else _ephemeral
     try:
@@ -261,7 +264,7 @@ def _route_transaction(row: Captured, owners: Owners, routing: Routing) -> None:
     if appservice_id is None:
         raise KeyMissingError(row)
     if appservice_id not in owners.registrations:
-        routing.counts[LedgerKey(appservice_id, row.kind, "no_transport")] += 1
+        routing.counts[LedgerKey(appservice_id, row.kind, LedgerOutcome.NO_TRANSPORT)] += 1
         return
     try:
         body = members(decode(row.body), any_depth=True)
@@ -333,7 +336,7 @@ def _count_native(appservice_id: str, body: dict[str, str], routing: Routing) ->
     delivered.
     """
     for name in told_fields(body):
-        routing.counts[LedgerKey(appservice_id, FIELDS[name], "native_dropped")] += 1
+        routing.counts[LedgerKey(appservice_id, FIELDS[name], LedgerOutcome.NATIVE_DROPPED)] += 1
 
 
 def _route_native(
@@ -361,7 +364,7 @@ def _wanted(row: Captured, user_id: str, kind: str, owners: Owners, routing: Rou
     """Whether the appservice that a transaction is for takes what is a user's; counts if not."""
     wanted = row.appservice_id in owners.of(user_id)
     if not wanted:
-        routing.counts[LedgerKey(str(row.appservice_id), kind, "foreign")] += 1
+        routing.counts[LedgerKey(str(row.appservice_id), kind, LedgerOutcome.FOREIGN)] += 1
     return wanted
 
 

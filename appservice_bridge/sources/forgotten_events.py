@@ -21,6 +21,7 @@ import orjson
 import structlog
 
 from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.raw_json import MalformedError
 from appservice_bridge.domain.registration import Registration
@@ -348,17 +349,18 @@ async def _put(conn: Connection, missing: Missing, read: Sequence[bytes | None])
     lost = [
         event
         for event, outcome in zip(missing.events, outcomes, strict=True)
-        if outcome == "unrecoverable"
+        if outcome is LedgerOutcome.UNRECOVERABLE
     ]
     if lost:
         await dead_letters.bury(conn, [_buried(id_, event) for event in lost])
-    log.warning("forgotten_events.found", appservice=id_, **Counter(outcomes))
+    log.warning("forgotten_events.found", appservice=id_, **Counter(map(str, outcomes)))
 
 
-def _outcome(event: RoomEvent, read: bytes | None) -> str:
+def _outcome(event: RoomEvent, read: bytes | None) -> LedgerOutcome:
     if read is not None:
-        return "recovered"
-    return "withheld" if event.type == _REDACTION else "unrecoverable"
+        return LedgerOutcome.RECOVERED
+    redaction = event.type == _REDACTION
+    return LedgerOutcome.WITHHELD if redaction else LedgerOutcome.UNRECOVERABLE
 
 
 def _buried(appservice_id: str, event: RoomEvent) -> Buried:

@@ -26,6 +26,7 @@ from typing import Final
 
 import structlog
 
+from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.transaction import Kind
 from appservice_bridge.domain.waiting import set_within
@@ -160,4 +161,6 @@ class InboxCleaner:
 
 
 def _cleaned(rows: Sequence[Delivered]) -> Counter[LedgerKey]:
-    return Counter(LedgerKey(row.appservice_id, Kind.TO_DEVICE, "cleaned") for row in rows)
+    return Counter(
+        LedgerKey(row.appservice_id, Kind.TO_DEVICE, LedgerOutcome.CLEANED) for row in rows
+    )

@@ -8,6 +8,7 @@ from typing import Final, Protocol
 import structlog
 
 from appservice_bridge.domain.capture import CaptureMode
+from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.storage import (
     capture_state,
@@ -173,7 +174,7 @@ async def _append_missed(database: Database, floor_settle_seconds: float) -> int
         if appended == 0:
             await inbox.move_floor(conn, settle_seconds=floor_settle_seconds)
         elif appended is not None:
-            key = ledger.LedgerKey("", CapturedKind.TO_DEVICE, "reconciled")
+            key = ledger.LedgerKey("", CapturedKind.TO_DEVICE, LedgerOutcome.RECONCILED)
             await ledger.count(conn, {key: appended})
             await notifications.wake_intake(conn)
     if appended:

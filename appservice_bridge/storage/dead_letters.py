@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.storage import capture_log, ledger
 from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.device_updates import DeviceKey
@@ -69,7 +70,10 @@ async def bury_rows(conn: Connection, batch: capture_log.Batch, *, reason: str) 
     done = await conn.execute(BURY_ROWS, [row.seq for row in batch.rows], reason)
     if done != f"INSERT 0 {len(batch.rows)}":
         raise capture_log.LogConsumedElsewhereError(len(batch.rows), int(done.split()[2]))
-    keys = [ledger.LedgerKey(row.appservice_id or "", row.kind, "buried") for row in batch.rows]
+    keys = [
+        ledger.LedgerKey(row.appservice_id or "", row.kind, LedgerOutcome.REFUSED)
+        for row in batch.rows
+    ]
     await ledger.count(conn, Counter(keys))
     await capture_log.consume(conn, batch)
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.storage.database import Connection
 
 COUNT: Final = """
@@ -19,12 +20,11 @@ class LedgerKey(NamedTuple):
     Attributes:
         appservice_id: '' where it is nobody's.
         kind: of an item, or of a row of the log.
-        outcome: routed, delivered, buried, repeated, foreign and the like.
     """
 
     appservice_id: str
     kind: str
-    outcome: str
+    outcome: LedgerOutcome
 
 
 async def count(conn: Connection, counts: Mapping[LedgerKey, int]) -> None:

@@ -66,7 +66,7 @@ async def test_a_message_that_would_choke_a_client_is_buried_and_its_neighbours_
     assert await outbox(pg) == [1, 9]
     letters = await pg.fetch("select payload from appservice_bridge.dead_letter order by stream_id")
     assert [row["payload"] for row in letters] == unfit
-    assert (await counted(pg))[Kind.TO_DEVICE, "buried"] == len(unfit)
+    assert (await counted(pg))[Kind.TO_DEVICE, "refused"] == len(unfit)
 
 
 async def test_what_postgres_refuses_is_halved_down_to_and_costs_one_row(
