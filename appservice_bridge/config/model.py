@@ -19,6 +19,7 @@ from appservice_bridge.config.faults import ConfigError, Fault
 from appservice_bridge.config.files import read_secret
 from appservice_bridge.config.values import (
     Bytes,
+    DeliveredSeconds,
     DiskBytes,
     Endpoint,
     HttpUrl,
@@ -32,10 +33,11 @@ from appservice_bridge.config.values import (
     ServerName,
     Switch,
     TextFile,
+    TimeToLive,
     VerifyKey,
     split_url,
 )
-from appservice_bridge.domain import backoff, budget, policy
+from appservice_bridge.domain import backoff, budget, expiry, policy
 from appservice_bridge.domain.registration import WEBSOCKET, Registration
 from appservice_bridge.domain.transaction import Profile
 
@@ -118,14 +120,34 @@ class Backoff(Section):
         return ceiling
 
 
+class Expire(Section):
+    """How old typing and presence may be when they are sealed; 0: as old as they are."""
+
+    typing_seconds: TimeToLive = 60.0
+    presence_seconds: TimeToLive = 300.0
+
+    def expiry(self) -> expiry.Expiry:
+        """The same for who seals."""
+        return expiry.Expiry(
+            typing_seconds=self.typing_seconds or None,
+            presence_seconds=self.presence_seconds or None,
+        )
+
+
 class Delivery(Section):
-    """How transactions are cut and sent, where an appservice says nothing else."""
+    """How transactions are cut and sent, where an appservice says nothing else.
+
+    What was acknowledged is kept for a replay for `keep_delivered_seconds`; 0: it is gone within
+    seconds.
+    """
 
     profile: Profile = Profile.UNSTABLE
     max_items: Items = 1000
     max_body_bytes: Bytes = 900_000
     timeout_seconds: Seconds = 60.0
     backoff: Backoff = Backoff()
+    keep_delivered_seconds: DeliveredSeconds = 0.0
+    expire: Expire = Expire()
 
     def policy(self) -> policy.DeliveryPolicy:
         """The same for the delivery side."""
@@ -138,6 +160,8 @@ class Delivery(Section):
                 first_seconds=self.backoff.first_seconds,
                 ceiling_seconds=self.backoff.ceiling_seconds,
             ),
+            keep_delivered_seconds=self.keep_delivered_seconds,
+            expiry=self.expire.expiry(),
         )
 
 
@@ -146,6 +170,13 @@ class BackoffOverride(Section):
 
     first_seconds: Seconds | None = None
     ceiling_seconds: Seconds | None = None
+
+
+class ExpireOverride(Section):
+    """The times of one appservice that differ from `delivery.expire`."""
+
+    typing_seconds: TimeToLive | None = None
+    presence_seconds: TimeToLive | None = None
 
 
 class AppserviceSection(Section):
@@ -159,6 +190,8 @@ class AppserviceSection(Section):
     max_body_bytes: Bytes | None = None
     timeout_seconds: Seconds | None = None
     backoff: BackoffOverride = BackoffOverride()
+    keep_delivered_seconds: DeliveredSeconds | None = None
+    expire: ExpireOverride = ExpireOverride()
 
     def delivery(self, general: Delivery) -> Delivery:
         """The general settings with this appservice's own laid over them.
@@ -168,7 +201,9 @@ class AppserviceSection(Section):
         """
         own = self.model_dump(include=set(Delivery.model_fields), exclude_none=True)
         backoff = general.backoff.model_dump() | own.pop("backoff")
-        return Delivery.model_validate(general.model_dump() | own | {"backoff": backoff})
+        expire = general.expire.model_dump() | own.pop("expire")
+        own |= {"backoff": backoff, "expire": expire}
+        return Delivery.model_validate(general.model_dump() | own)
 
 
 class Budget(Section):

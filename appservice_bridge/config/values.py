@@ -211,6 +211,12 @@ VerifyKey = Annotated[str, AfterValidator(verify_key)]
 PlainText = Annotated[str, AfterValidator(plain_text)]
 Seconds = Annotated[float, BeforeValidator(_number), Field(gt=0, le=3600, allow_inf_nan=False)]
 """A duration in seconds: above zero, an hour at most."""
+DeliveredSeconds = Annotated[
+    float, BeforeValidator(_number), Field(ge=0, le=30 * 86_400, allow_inf_nan=False)
+]
+TimeToLive = Annotated[
+    float, BeforeValidator(_number), Field(ge=0, le=7 * 86_400, allow_inf_nan=False)
+]
 Items = Annotated[int, BeforeValidator(_number), Field(ge=1, le=100_000)]
 Bytes = Annotated[int, BeforeValidator(_number), Field(ge=1_000, le=64 * 1024 * 1024)]
 """A body size in bytes: room for the envelope at least, what the relay takes at most."""

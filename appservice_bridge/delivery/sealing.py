@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from appservice_bridge.delivery import key_only
+from appservice_bridge.delivery import expiring, key_only
 from appservice_bridge.domain.device_updates import DeviceUpdates
 from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.policy import DeliveryPolicy
@@ -98,7 +98,7 @@ async def _device_updates(
 async def _next_items(
     conn: Connection, lease: Lease, policy: DeliveryPolicy, state: LaneState, *, told_bytes: int
 ) -> Sequence[Item]:
-    """The next items that fit, those of deleted devices emptied."""
+    """The next items that fit, those of deleted devices and those too old emptied."""
     appservice_id = lease.appservice_id
     if state.deleted_devices:
         dropped = await outbox.drop_deleted(
@@ -110,9 +110,10 @@ async def _next_items(
             )
         await device_updates.delete_marked(conn, appservice_id, sealed_to=state.sealed_to)
     room = max(policy.max_body_bytes - told_bytes, 1)
-    stored = await outbox.next_items(
+    stored: Sequence[Item] = await outbox.next_items(
         conn, appservice_id, after=state.sealed_to, max_items=policy.max_items, max_bytes=room
     )
+    stored = await expiring.without_expired(conn, appservice_id, stored, policy.expiry)
     waiting = await key_only.filled(conn, appservice_id, stored, max_bytes=room)
     fitting = within_limits(
         waiting, max_items=policy.max_items, max_body_bytes=room, profile=policy.profile

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from appservice_bridge.domain.backoff import Backoff
+from appservice_bridge.domain.expiry import Expiry
 from appservice_bridge.domain.refusals import Thresholds
 from appservice_bridge.domain.transaction import Profile
 
@@ -17,6 +18,7 @@ class DeliveryPolicy:
         timeout_seconds: longest wait for an answer, connecting included.
         thresholds: of what follows refusals.
         least_body_cap_bytes: below it no 413 lowers the cap.
+        keep_delivered_seconds: how long what was acknowledged may be replayed; 0: not at all.
     """
 
     profile: Profile = Profile.UNSTABLE
@@ -26,3 +28,5 @@ class DeliveryPolicy:
     backoff: Backoff = field(default_factory=Backoff)
     thresholds: Thresholds = field(default_factory=Thresholds)
     least_body_cap_bytes: int = 8192
+    keep_delivered_seconds: float = 0.0
+    expiry: Expiry = field(default_factory=Expiry)

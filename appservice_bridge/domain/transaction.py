@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Final
 
 from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.domain.expiry import Waited
 
 BUILDER: Final = 1  # rises when the same frame and items would give other bytes
 _FRAME_BYTES: Final = 512  # more than the frame of all kinds under all names takes
@@ -16,7 +17,8 @@ class Kind(StrEnum):
     """What an item of the outbox is, and so which array of the body holds it.
 
     Attributes:
-        DROPPED: its device was deleted before it was sealed; it fills a position and no array.
+        DROPPED: its device was deleted before it was sealed, or it was too old by then; it fills a
+            position and no array.
     """
 
     EVENT = "event"
@@ -63,11 +65,13 @@ class Item:
     Attributes:
         position: place in the appservice's outbox, 1-based and dense.
         payload: a JSON object, the bytes that are sent.
+        waited: of what is not sealed yet, typing and presence only.
     """
 
     position: int
     kind: Kind
     payload: bytes = field(repr=False)
+    waited: Waited | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

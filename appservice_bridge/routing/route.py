@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.domain.expiry import Fleeting
 from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.raw_json import (
@@ -42,6 +43,7 @@ from appservice_bridge.storage.repeats import EventKey, InboxKey
 MOST_ENTRIES: Final = 10_000
 """Of one kind in one transaction of the homeserver; Synapse sends a hundred at most."""
 
+_FLEETING: Final = {f'"{type_}"': type_ for type_ in Fleeting}  # as it is written in JSON
 _EPHEMERAL_FIELDS: Final = ("ephemeral", "de.sorunome.msc2409.ephemeral")
 
 
@@ -309,18 +311,20 @@ def _event_key(row: Captured, event_id: str) -> EventKey:
 
 def _ephemeral(row: Captured, raw: str) -> Candidate:
     try:
-        members(raw)
+        type_ = members(raw).get("type")
     except MalformedError as error:
         return _buried_whole(row, Kind.EPHEMERAL, str(error), raw.encode())
-    return Candidate(routed=(_routed(row, Kind.EPHEMERAL, raw),))
+    fleeting = _FLEETING.get(type_) if type_ is not None else None
+    return Candidate(routed=(_routed(row, Kind.EPHEMERAL, raw, fleeting),))
 
 
-def _routed(row: Captured, kind: Kind, raw: str) -> Routed:
+def _routed(row: Captured, kind: Kind, raw: str, fleeting: Fleeting | None = None) -> Routed:
     return Routed(
         appservice_id=str(row.appservice_id),
         kind=kind,
         captured_at=row.captured_at,
         payload=raw.encode(),
+        fleeting=fleeting,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Final
 import asyncpg
 
 from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.domain.expiry import Waited
 from appservice_bridge.domain.transaction import Item, Kind
 from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.repeats import InboxKey
@@ -16,8 +17,9 @@ APPEND: Final = """
 -- outbox.append: the next positions of each appservice, in the order given
 with item as (
     select * from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[],
-                         $6::timestamptz[], $7::bytea[]) with ordinality
-        as i(appservice_id, kind, user_id, device_id, stream_id, captured_at, payload, place)
+                         $6::timestamptz[], $7::bytea[], $8::text[]) with ordinality
+        as i(appservice_id, kind, user_id, device_id, stream_id, captured_at, payload, fleeting,
+             place)
 ), head as (
     update outbox_head h set position = h.position + n.items, bytes_in = h.bytes_in + n.bytes
       from (select appservice_id, count(*) as items, sum(octet_length(payload)) as bytes
@@ -26,16 +28,19 @@ with item as (
     returning h.appservice_id, h.position - n.items as before
 )
 insert into outbox (appservice_id, position, kind, user_id, device_id, stream_id, captured_at,
-                    payload)
+                    payload, fleeting)
 select i.appservice_id,
        head.before + row_number() over (partition by i.appservice_id order by i.place),
-       i.kind, i.user_id, i.device_id, i.stream_id, i.captured_at, i.payload
+       i.kind, i.user_id, i.device_id, i.stream_id, i.captured_at, i.payload,
+       i.fleeting
   from item i join head using (appservice_id)
 """
 
 NEXT_ITEMS: Final = """
 -- outbox.next_items: what is not sealed yet, up to $3 items and about $4 bytes
-select position, kind, payload
+select position, kind, payload, fleeting,
+       case when fleeting is not null
+            then extract(epoch from clock_timestamp() - captured_at)::float8 end as waited_seconds
   from (select o.*, sum(octet_length(payload)) over (order by position)
                     - octet_length(payload) as bytes_before
           from (select * from outbox where appservice_id = $1 and position > $2
@@ -129,7 +134,11 @@ class OutboxMissingError(BridgeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routed:
-    """One item on its way into the outbox of one appservice."""
+    """One item on its way into the outbox of one appservice.
+
+    Attributes:
+        fleeting: the type of an event that has a time to live.
+    """
 
     appservice_id: str
     kind: str
@@ -138,6 +147,7 @@ class Routed:
     user_id: str | None = None
     device_id: str | None = None
     stream_id: int | None = None
+    fleeting: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +174,7 @@ async def append(conn: Connection, items: Sequence[Routed]) -> None:
         [item.stream_id for item in items],
         [item.captured_at for item in items],
         [item.payload for item in items],
+        [item.fleeting for item in items],
     )
     if done != f"INSERT 0 {len(items)}":
         raise OutboxMissingError(sorted({item.appservice_id for item in items}))
@@ -174,7 +185,7 @@ async def next_items(
 ) -> list[Item]:
     """What waits above a position, in order: so many items at most, one more than so many bytes."""
     rows = await conn.fetch(NEXT_ITEMS, appservice_id, after, max_items, max_bytes)
-    return [_item(row) for row in rows]
+    return [_waiting(row) for row in rows]
 
 
 async def drop_deleted(conn: Connection, appservice_id: str, *, after: int, max_items: int) -> int:
@@ -194,6 +205,14 @@ async def sealed_items(
 ) -> list[Item]:
     """The items of a sealed transaction, by its first and last position."""
     return [_item(row) for row in await conn.fetch(SEALED_ITEMS, appservice_id, first, last)]
+
+
+def _waiting(row: asyncpg.Record) -> Item:
+    position, kind, payload, fleeting, seconds = row
+    if fleeting is None:
+        return Item(position=position, kind=Kind(kind), payload=payload)
+    waited = Waited(fleeting, seconds)
+    return Item(position=position, kind=Kind(kind), payload=payload, waited=waited)
 
 
 def _item(row: asyncpg.Record) -> Item:
@@ -239,7 +258,7 @@ async def fill(conn: Connection, appservice_id: str, payloads: Mapping[int, byte
 
 
 async def drop(conn: Connection, appservice_id: str, positions: Sequence[int]) -> None:
-    """Nothing is left to send at these positions, whose payloads were left out.
+    """Nothing is left to send at these positions; who stored their payloads counts them out.
 
     Only for who holds the lane's row: what is sealed must not change.
     """

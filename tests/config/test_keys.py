@@ -43,6 +43,8 @@ def test_every_key_is_taken(directory: Directory) -> None:
           max_body_bytes: 50000
           timeout_seconds: 5.5
           backoff: {first_seconds: 0.5, ceiling_seconds: 30}
+          keep_delivered_seconds: 86400
+          expire: {typing_seconds: 20, presence_seconds: 0}
         appservices:
           my-bot: {transport: websocket, encryption: off, delete_delivered: on}
         budget: {total_bytes: 3000000, appservice_bytes: 2000000}
@@ -64,6 +66,18 @@ def test_every_key_is_taken(directory: Directory) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
+        (
+            "delivery: {keep_delivered_seconds: 2592001}",
+            "delivery.keep_delivered_seconds must be less than or equal to 2592000",
+        ),
+        (
+            "delivery: {keep_delivered_seconds: -1}",
+            "delivery.keep_delivered_seconds must be greater than or equal to 0",
+        ),
+        (
+            "delivery: {expire: {typing_seconds: -1}}",
+            "delivery.expire.typing_seconds must be greater than or equal to 0",
+        ),
         ("delivery: {max_items: 0}", "delivery.max_items must be greater than or equal to 1"),
         ("delivery: {max_items: true}", "delivery.max_items must be a number, not true or"),
         ("delivery: {max_items: many}", "delivery.max_items must be a valid integer"),

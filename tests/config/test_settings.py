@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from appservice_bridge.config.model import AppserviceSettings
+from appservice_bridge.domain.expiry import Expiry
 from tests.config.directory import Directory
 
 
@@ -77,3 +78,15 @@ def test_an_appservice_the_config_does_not_name_has_the_general_settings(
     found = loaded.config.settings(loaded.registrations[0])
     assert (found.delivery.profile, found.delivery.timeout_seconds) == ("both", 7.0)
     assert (found.transport, found.encryption) == ("http", True)
+
+
+def test_an_appservice_may_keep_and_expire_otherwise_than_all_do(directory: Directory) -> None:
+    directory.add("""
+delivery: {keep_delivered_seconds: 60, expire: {typing_seconds: 5, presence_seconds: 0}}
+appservices: {my-bot: {keep_delivered_seconds: 0, expire: {presence_seconds: 9}}}
+""")
+    loaded = directory.load()
+    delivery = loaded.config.settings(loaded.registrations[0]).delivery
+    assert delivery.keep_delivered_seconds == 0
+    assert delivery.expiry == Expiry(typing_seconds=5.0, presence_seconds=9.0)
+    assert loaded.config.delivery.policy().expiry.presence_seconds is None
