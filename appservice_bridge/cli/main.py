@@ -14,6 +14,7 @@ from appservice_bridge.cli.migrate import migrate
 from appservice_bridge.cli.orders import pause, resume, retry
 from appservice_bridge.cli.ping import ping
 from appservice_bridge.cli.registration import registration
+from appservice_bridge.cli.replay import replay
 from appservice_bridge.cli.resync import resync
 from appservice_bridge.cli.run import run
 from appservice_bridge.cli.status import status
@@ -26,9 +27,11 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (dev, run, check, migrate, install, uninstall, status, resync, backfill, doctor):
+for command in (dev, run, check, doctor, migrate, install, uninstall):
     app.command()(command)
-for order in (top, transactions, ping, pause, resume, retry, dead_letters, redrive, discard):
+for look in (status, top, transactions, dead_letters):
+    app.command()(look)
+for order in (ping, pause, resume, retry, redrive, discard, replay, resync, backfill):
     app.command()(order)
 app.add_typer(registration, name="registration")
 

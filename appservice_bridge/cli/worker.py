@@ -17,7 +17,7 @@ from appservice_bridge.cli.synapse_side import cleaned, synapse_side
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.config.values import Endpoint
 from appservice_bridge.delivery.lanes import Destination, Lanes
-from appservice_bridge.delivery.purge import run_purge
+from appservice_bridge.delivery.purge import Retention, run_purge
 from appservice_bridge.domain.capture import CaptureMode
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.owners import Owners
@@ -133,7 +133,7 @@ class Worker:
             "listen": listen(self._database.dsn, wakes, stop),
             "intake": self._intake.run(stop),
             "lanes": self._lanes.run(stop),
-            "purge": run_purge(self._database, stop, cleaned=cleaned(self._of)),
+            "purge": run_purge(self._database, stop, retention(self._of)),
             "forgetting": run_forgetting(self._database, stop),
             "waker": self._waker.run(stop),
             "watchkeeper": self._watchkeeper.run(stop),
@@ -200,6 +200,16 @@ class Worker:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(listen_on.tls_cert_file, listen_on.tls_key_file)
         return context
+
+
+def retention(of: Loaded) -> Retention:
+    """What stays of what was delivered."""
+    settings = {one.id: of.config.settings(one).delivery for one in of.registrations}
+    return Retention(
+        cleaned=cleaned(of),
+        keep_seconds={id_: each.keep_delivered_seconds for id_, each in settings.items()},
+        budget=of.config.budget.limits(),
+    )
 
 
 def destinations(of: Loaded, owners: Owners) -> Mapping[str, Destination]:

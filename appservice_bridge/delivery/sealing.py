@@ -8,7 +8,7 @@ from appservice_bridge.domain.device_updates import DeviceUpdates
 from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.policy import DeliveryPolicy
 from appservice_bridge.domain.transaction import BUILDER, Item, Kind, frame_for, within_limits
-from appservice_bridge.storage import attempts, device_updates, lanes, ledger, outbox, sealed
+from appservice_bridge.storage import attempts, device_updates, kept, lanes, ledger, outbox, sealed
 from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.lanes import LaneState
 from appservice_bridge.storage.leases import Lease
@@ -46,6 +46,8 @@ async def ack_and_seal_next(
     Raises:
         LeaseLostError: someone else holds the lane.
     """
+    if policy.keep_delivered_seconds:
+        await kept.keep(conn, lease, number=taken.number)
     await sealed.ack(conn, lease, taken, status=status)
     state = await lanes.hold(conn, lease)
     if state.updates_cap is not None and not taken.items:

@@ -71,7 +71,9 @@ select count(*) as items, coalesce(sum(bytes), 0)::bigint as bytes from dropped
 
 PURGEABLE: Final = """
 -- outbox.purgeable
-select appservice_id, purged_to, acked_to from lane where acked_to > purged_to
+select appservice_id, purged_to, acked_to,
+       exists (select from kept k where k.appservice_id = lane.appservice_id) as keeps
+  from lane where acked_to > purged_to
  order by appservice_id
 """
 
@@ -152,11 +154,16 @@ class Routed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Purgeable:
-    """Positions above `purged_to` and up to `acked_to` are delivered and still stored."""
+    """Positions above `purged_to` and up to `acked_to` are delivered and still stored.
+
+    Attributes:
+        keeps: some of them are kept for a replay.
+    """
 
     appservice_id: str
     purged_to: int
     acked_to: int
+    keeps: bool = False
 
 
 async def append(conn: Connection, items: Sequence[Routed]) -> None:

@@ -11,7 +11,8 @@ LANES: Final = """
 -- overview.lanes
 select l.appservice_id,
        h.position - l.acked_to as waiting,
-       greatest(0, h.bytes_in - l.bytes_out) as waiting_bytes,
+       greatest(0, h.bytes_in - l.bytes_out - kept.bytes) as waiting_bytes,
+       kept.bytes as kept_bytes,
        (select count(*) from (select from device_list_update u
                                where u.appservice_id = l.appservice_id limit 10000) c)
      + (select count(*) from (select from device_key_state k
@@ -36,6 +37,8 @@ select l.appservice_id,
   from lane l
   join outbox_head h using (appservice_id)
   left join appservice a using (appservice_id)
+ cross join lateral (select coalesce(sum(k.payload_bytes), 0)::bigint as bytes from kept k
+                      where k.appservice_id = l.appservice_id) kept
  order by l.appservice_id
 """
 
@@ -76,6 +79,7 @@ class LaneView:
     Attributes:
         waiting: items routed and not acknowledged.
         waiting_bytes: of their payload, as far as it is stored here.
+        kept_bytes: of what was acknowledged and stays for a replay.
         device_updates: users and devices that the appservice must hear of, of each 10,000 at most.
         oldest_seconds: age of the oldest of them, since its capture; None if nothing waits.
         rest_seconds: until the next attempt; infinite for a lane that was halted.
@@ -89,6 +93,7 @@ class LaneView:
     waiting: int
     device_updates: int
     waiting_bytes: int
+    kept_bytes: int
     oldest_seconds: float | None
     rest_seconds: float
     failed_attempts: int

@@ -50,7 +50,7 @@ update capture_watch set recompute = false
 RECLAIM: Final = """
 -- watch.reclaim: gives what was deleted back to the disk; a table that is being vacuumed is skipped
 vacuum (skip_locked) capture_log, outbox, taken, relayed, seen_event, dead_letter, sealed,
-                     device_list_update, device_key_state
+                     device_list_update, device_key_state, kept
 """
 
 

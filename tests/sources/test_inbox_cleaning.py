@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
-from appservice_bridge.delivery.purge import purge_once
+from appservice_bridge.delivery.purge import Retention, purge_once
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.registration import Namespace, Registration
 from appservice_bridge.routing.intake import Intake
@@ -44,7 +44,7 @@ async def test_rows_leave_the_inbox_only_behind_the_ack_and_after_the_grace(
         await send(pg, BOT, n, n=n)
     await intake.consume_once()
     await pg.execute("update appservice_bridge.lane set acked_to = 1")
-    await purge_once(db, asyncio.Event(), cleaned={"bot"})
+    await purge_once(db, asyncio.Event(), Retention(cleaned={"bot"}))
     patient = InboxCleaner(db, registered(("bot", "@b_.*")), {"bot"})
     assert await patient.clean_once() == 0
     assert await cleaner.clean_once() == 1

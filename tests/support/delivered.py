@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from appservice_bridge.delivery.purge import purge_once
+from appservice_bridge.delivery.purge import Retention, purge_once
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.sources.inbox_cleaner import InboxCleaner
 from appservice_bridge.storage.database import Database
@@ -26,7 +26,7 @@ async def delivered(pg: Connection, db: Database, intake: Intake, *cleaned: str)
         "update appservice_bridge.lane l set acked_to = h.position"
         " from appservice_bridge.outbox_head h where h.appservice_id = l.appservice_id"
     )
-    await purge_once(db, asyncio.Event(), cleaned=cleaned)
+    await purge_once(db, asyncio.Event(), Retention(cleaned=cleaned))
 
 
 @pytest.fixture
