@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from appservice_bridge.cli.audit import audit
 from appservice_bridge.cli.backfill import backfill
 from appservice_bridge.cli.check import check
 from appservice_bridge.cli.dead_letters import dead_letters, discard, redrive
@@ -29,7 +30,7 @@ app = typer.Typer(
 )
 for command in (dev, run, check, doctor, migrate, install, uninstall):
     app.command()(command)
-for look in (status, top, transactions, dead_letters):
+for look in (status, top, transactions, dead_letters, audit):
     app.command()(look)
 for order in (ping, pause, resume, retry, redrive, discard, replay, resync, backfill):
     app.command()(order)

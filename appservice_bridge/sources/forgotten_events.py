@@ -28,6 +28,7 @@ from appservice_bridge.domain.registration import Registration
 from appservice_bridge.domain.room_interest import Room, RoomEvent, RoomInterest
 from appservice_bridge.domain.transaction import Kind
 from appservice_bridge.domain.waiting import set_within
+from appservice_bridge.sources.event_interest import of_interest
 from appservice_bridge.sources.event_reader import (
     EventReader,
     HomeserverAwayError,
@@ -219,16 +220,8 @@ class ForgottenEvents:
     async def _of_interest(
         self, conn: Connection, appservice_id: str, unseen: Sequence[RoomEvent]
     ) -> Missing:
-        interest, rooms = self._interests[appservice_id], {}
-        if unseen:
-            room_ids = sorted({event.room_id for event in unseen})
-            after = unseen[0].stream_ordering - 1
-            rooms = await room_events.rooms(conn, room_ids, after=after)
-        events = [event for event in unseen if interest.wants(event, rooms[event.room_id])]
-        if events:
-            ids = [event.event_id for event in events]
-            came = await room_events.waiting_in_log(conn, appservice_id, ids)
-            events = [event for event in events if event.event_id not in came]
+        interest = self._interests[appservice_id]
+        events, rooms = await of_interest(conn, appservice_id, interest, unseen)
         return Missing(registration=self._registrations[appservice_id], events=events, rooms=rooms)
 
     async def _forgotten(self, appservice_id: str, note: Note, now: float) -> bool:

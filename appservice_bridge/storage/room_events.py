@@ -32,8 +32,8 @@ select appservice_id, settled from event_cursor
 
 START_CURSORS: Final = """
 -- room_events.start_cursors: at the present, for those that the homeserver has sent anything
-insert into event_cursor (appservice_id, settled)
-select of.appservice_id, $2
+insert into event_cursor (appservice_id, settled, began)
+select of.appservice_id, $2, $2
   from unnest($1::text[]) as of(appservice_id)
  where exists (select from relayed r where r.appservice_id = of.appservice_id)
 on conflict do nothing

@@ -133,3 +133,30 @@ async def wait_until(pg: Connection, condition: str, within: float = 15) -> None
     async with asyncio.timeout(within):
         while not await pg.fetchval(condition):
             await asyncio.sleep(0.01)
+
+
+# How a column is searched, and for what: bytes as bytes, an array as its elements joined.
+_SEARCHED = {
+    "bytea": ("{}", "convert_to($1::text, 'UTF8')"),
+    "bytea[]": ("array_to_string({}, '')", "encode(convert_to($1::text, 'UTF8'), 'hex')"),
+}
+
+
+async def where_it_is(pg: Connection, text: str) -> set[str]:
+    """Tables and columns of ours with this text in any row, as far as SQL shows them."""
+    columns = await pg.fetch(
+        "select c.relname, a.attname, a.atttypid::regtype::text as type"
+        "  from pg_class c join pg_attribute a on a.attrelid = c.oid"
+        " where c.relnamespace = 'appservice_bridge'::regnamespace and c.relkind in ('r', 'p')"
+        "   and a.attnum > 0 and not a.attisdropped"
+    )
+    found = set()
+    for table, column, type_ in columns:
+        of, sought = _SEARCHED.get(type_, ("{}::text", "$1::text"))
+        query = (
+            f'select exists (select from appservice_bridge."{table}"'
+            f" where position({sought} in {of.format(column)}) > 0)"
+        )
+        if await pg.fetchval(query, text):
+            found.add(f"{table}.{column}")
+    return found
