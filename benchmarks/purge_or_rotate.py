@@ -28,7 +28,7 @@ PAYLOAD_BYTES: Final = 1000
 BATCH: Final = 1000
 PURGED: Final = 5000
 TABLES: Final = 10
-STEADY: Final = 200  # batches
+STEADY: Final = 50  # batches
 
 COLUMNS: Final = """
 create table {name} (

@@ -13,6 +13,7 @@ from appservice_bridge.delivery.purge import purge_once
 from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.routing.announcing import announce
 from appservice_bridge.routing.intake import Intake
+from appservice_bridge.sources.missing_facts import untaken
 from appservice_bridge.sources.reconciler import reconcile_once
 from appservice_bridge.storage import audit as books
 from appservice_bridge.storage import inbox, synapse
@@ -22,7 +23,7 @@ from tests.support.bridge import Files, registration, worker_process, write_file
 from tests.support.command import command
 from tests.support.delivered import add_device
 from tests.support.facts import Connection, capture, make_synapse_tables, relay, send
-from tests.support.intake import nobody
+from tests.support.intake import nobody, registered
 
 BOT: Final = "@b_1:example.org"
 ROOM: Final = "!room"
@@ -173,6 +174,21 @@ async def test_what_is_older_than_the_attachment_or_below_the_floor_is_not_misse
     found = await audited(files)
     assert found.messages == 0
     assert any("up to stream position 1:" in one for one in found.unknown)
+
+
+async def test_each_appservice_misses_only_what_came_since_it_is_attached(
+    pg: Connection, db: Database, files: Files
+) -> None:
+    await pg.execute("insert into appservice_bridge.attached values ('cat', 3)")
+    for n, user in enumerate((BOT, "@c_1:example.org", BOT, "@c_1:example.org"), start=1):
+        await send(pg, user, n, n=n)
+    await add_device(pg, "@c_1:example.org")
+    await pg.execute("truncate appservice_bridge.capture_log")
+    both = registered(("bot", "@b_.*"), ("cat", "@c_.*"))
+    conn = await connect(files.load().config.dsn())
+    look = await untaken(conn, both, lambda _: None)
+    await conn.close()
+    assert sorted(key.stream_id for key in look.keys) == [1, 3, 4]
 
 
 async def test_what_the_reconciler_still_finds_in_time_is_not_missing(
