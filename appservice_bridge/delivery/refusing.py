@@ -9,6 +9,7 @@ import structlog
 from appservice_bridge.delivery.lease_clock import LeaseClock
 from appservice_bridge.delivery.sender import PingingSender, Sender
 from appservice_bridge.delivery.splitting import replace_refused
+from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.outcome import Acked, Refused, Unreachable
 from appservice_bridge.domain.policy import DeliveryPolicy
 from appservice_bridge.domain.refusals import (
@@ -238,7 +239,7 @@ class Refusing:
         answer = _answer(attempt)
         following = await replace_refused(conn, self._lease, self._policy, refused, by, answer)
         if refused.doubtful:
-            suspect = LedgerKey(self._lease.appservice_id, "transaction", "suspect")
+            suspect = LedgerKey(self._lease.appservice_id, "transaction", LedgerOutcome.SUSPECT)
             await ledger.count(conn, {suspect: 1})
         said = self._log.error if by.buries else self._log.warning
         said(

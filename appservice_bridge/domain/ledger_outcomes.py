@@ -32,6 +32,8 @@ class LedgerOutcome(StrEnum):
         EXPIRED: its time to live ran out before it was sealed; typing and presence only.
         REMOVED: with the appservice that it was for.
 
+        SUSPECT: a transaction that was split though it may have been processed.
+
     And after that:
         DISCARDED: a dead letter that an operator dropped.
         CLEANED: a row that left the homeserver's inbox after its ack.
@@ -56,6 +58,7 @@ class LedgerOutcome(StrEnum):
     DROPPED = "dropped"
     EXPIRED = "expired"
     REMOVED = "removed"
+    SUSPECT = "suspect"
     DISCARDED = "discarded"
     CLEANED = "cleaned"
 

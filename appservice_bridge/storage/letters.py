@@ -9,6 +9,7 @@ from typing import Final
 from uuid import UUID
 
 from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.storage import ledger, registrations
 from appservice_bridge.storage.database import Connection
 
@@ -150,6 +151,9 @@ async def discard(conn: Connection, appservice_id: str, letters: Sequence[UUID])
     rows = await conn.fetch(DISCARD, appservice_id, letters)
     kinds = Counter(row["kind"] for row in rows)
     if kinds:
-        keys = {ledger.LedgerKey(appservice_id, kind, "discarded"): n for kind, n in kinds.items()}
+        keys = {
+            ledger.LedgerKey(appservice_id, kind, LedgerOutcome.DISCARDED): n
+            for kind, n in kinds.items()
+        }
         await ledger.count(conn, keys)
     return {row["dead_letter_id"] for row in rows}

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import asyncpg
 
+from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.storage import ledger, notifications, outbox, registrations
 from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.ledger import LedgerKey
@@ -97,7 +98,9 @@ async def redrive(conn: Connection, appservice_id: str, letters: Sequence[UUID])
         await outbox.append(conn, [_routed(appservice_id, row) for row in items])
     kinds = Counter(row["kind"] for row in (*items, *told))
     if kinds:
-        counts = {LedgerKey(appservice_id, kind, "redriven"): n for kind, n in kinds.items()}
+        counts = {
+            LedgerKey(appservice_id, kind, LedgerOutcome.REDRIVEN): n for kind, n in kinds.items()
+        }
         await ledger.count(conn, counts)
         await notifications.notify(conn, notifications.OUTBOX)
     return {row["dead_letter_id"] for row in (*items, *told)}

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Final
 
+from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.transaction import AlteredTransactionError
 from appservice_bridge.storage import ledger, outbox, untold
 from appservice_bridge.storage.database import Connection
@@ -57,7 +58,7 @@ async def bury_item(conn: Connection, appservice_id: str, of: Sealed, answer: An
     if len(dead) != 1:
         raise AlteredTransactionError(of.txn_id)
     await outbox.count_out(conn, appservice_id, dead[0]["bytes"])
-    await ledger.count(conn, {LedgerKey(appservice_id, dead[0]["kind"], "buried"): 1})
+    await ledger.count(conn, {LedgerKey(appservice_id, dead[0]["kind"], LedgerOutcome.BURIED): 1})
 
 
 async def bury_update(conn: Connection, appservice_id: str, of: Sealed, answer: Answer) -> None:
@@ -70,4 +71,4 @@ async def bury_update(conn: Connection, appservice_id: str, of: Sealed, answer: 
         await conn.execute(
             BURY_UPDATE, appservice_id, one.kind, REASON, one.user_id, one.device_id, *told
         )
-        await ledger.count(conn, {LedgerKey(appservice_id, one.kind, "buried"): 1})
+        await ledger.count(conn, {LedgerKey(appservice_id, one.kind, LedgerOutcome.BURIED): 1})

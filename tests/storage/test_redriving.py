@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 
 from appservice_bridge.delivery import operating
-from appservice_bridge.delivery.purge import purge_once
+from appservice_bridge.delivery.purge import Retention, purge_once
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.storage import letters, outbox, registrations
 from appservice_bridge.storage.database import Database
@@ -143,7 +143,7 @@ async def test_after_its_ack_a_redriven_message_leaves_the_inbox_under_its_own_k
 ) -> None:
     await redriven(db, await set_aside(pg, 7))
     await pg.execute("update appservice_bridge.lane set acked_to = 1")
-    await purge_once(db, asyncio.Event(), cleaned={"bot"})
+    await purge_once(db, asyncio.Event(), Retention(cleaned={"bot"}))
     rows = await pg.fetch(
         "select user_id, device_id, stream_id from appservice_bridge.inbox_delivered"
     )
