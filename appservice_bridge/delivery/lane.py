@@ -42,6 +42,8 @@ class Lane:
     ) -> None:
         self._database = database
         self._lease = lease
+        self.leaving = False
+        self.sending = False
         self._policy = policy
         self._sender = sender
         self._clock = clock
@@ -50,6 +52,7 @@ class Lane:
         self._rest_until = 0.0
         self._looked = False  # and found nothing; an append may have come since
         self._attempt = 0
+        self._term = clock.term
         self._log = log.bind(appservice=lease.appservice_id)
 
     def look(self) -> None:
@@ -61,17 +64,25 @@ class Lane:
         self._rest_until = 0.0
         self._work.set()
 
+    def leave(self) -> None:
+        """End when nothing is in flight: another worker is to have the lane, or this one ends."""
+        self.leaving = True
+        self._work.set()
+
     async def serve(self, stop: asyncio.Event) -> None:
-        """Deliver until `stop` is set or the lane is someone else's."""
+        """Deliver until `stop` is set, `leave` is called, or the lane is someone else's."""
         owed: Sealed | None = None
-        while not stop.is_set():
+        while not (stop.is_set() or self.leaving):
             try:
+                if self._term != self._clock.term:
+                    owed, self._looked = None, False  # another worker may have sent it since
                 if owed is None and not self._looked and not self._resting():
                     owed = await self._or_halt(self._resume())
                 if owed is None or self._resting() or not self._clock.holds:
                     await self._wait(stop)
                     continue
                 again = not owed.attempt_open
+                self.sending = not again
                 step = self._refusing.open(owed) if again else self._deliver(owed, stop)
                 owed = await self._or_halt(step)
             except DatabaseUnavailableError as error:
@@ -81,9 +92,12 @@ class Lane:
             except LeaseLostError:
                 self._log.warning("lane.lease_lost")
                 return
+            finally:
+                self.sending = False
 
     async def _resume(self) -> Sealed | None:
         self._work.clear()
+        self._term = self._clock.term
         async with self._database.transaction() as conn:
             state = await lanes.hold(conn, self._lease)
             self._attempt = state.failed_attempts
@@ -131,13 +145,14 @@ class Lane:
     ) -> Sealed | None:
         self._work.clear()
         async with self._database.transaction() as conn:
-            if stop.is_set():  # what would be sealed now could not be sent
-                following = None
-                await sealed.ack(conn, self._lease, owed, status=outcome.status)
-            else:
-                following = await sealing.ack_and_seal_next(
-                    conn, self._lease, self._policy, owed, status=outcome.status
-                )
+            following = await sealing.ack_and_seal_next(
+                conn,
+                self._lease,
+                self._policy,
+                owed,
+                status=outcome.status,
+                seal=not (self.leaving or stop.is_set()),  # it could not be sent
+            )
         self._log.info(
             "transaction.acked",
             txn=owed.txn_id,
@@ -161,7 +176,7 @@ class Lane:
 
     async def _wait(self, stop: asyncio.Event) -> None:
         """Until there may be work: an append, the end of the rest, or of the lane."""
-        if stop.is_set():
+        if stop.is_set() or self.leaving:
             return
         if await set_within(self._work, self._nothing_due_seconds()):
             self._work.clear()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -9,6 +10,7 @@ from uuid import UUID
 import aiohttp
 import structlog
 
+from appservice_bridge.delivery.balance import Balance
 from appservice_bridge.delivery.http_sender import HttpSender
 from appservice_bridge.delivery.lane import Lane
 from appservice_bridge.delivery.lease_clock import LeaseClock
@@ -18,10 +20,12 @@ from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.storage import leases
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
 from appservice_bridge.storage.leases import Lease
+from appservice_bridge.storage.notifications import OUTBOX, notify
 
 log = structlog.get_logger(__name__)
 
 LEASE_SECONDS: Final = 10.0
+AT_ONCE_SECONDS: Final = 0.2  # after which a worker that ends hands its idle lanes back
 LOOK_SECONDS: Final = 0.5  # how soon another worker's append, or end of a rest, is seen
 
 
@@ -53,6 +57,8 @@ class Lanes:
         self._clock = LeaseClock()
         self._lanes: dict[str, Lane] = {}
         self._serving: set[asyncio.Task[None]] = set()
+        self._balance = Balance(worker_id)
+        self._ended: list[Lease] = []  # served no more, and not handed back yet
         self.changed = asyncio.Event()
 
     def leases_hold(self) -> bool:
@@ -84,12 +90,20 @@ class Lanes:
             await self._hand_back()
 
     async def _finish(self, seconds: float) -> None:
+        """End all lanes; those that have nothing in flight do not wait for the others."""
         for lane in self._lanes.values():
-            lane.look()
+            lane.leave()
+        if not await self._served_within(AT_ONCE_SECONDS):
+            with suppress(DatabaseUnavailableError):
+                await self._give_up_ended()
+            await self._served_within(seconds)
+        for task in self._serving:
+            task.cancel()
+
+    async def _served_within(self, seconds: float) -> bool:
         if self._serving:
-            _, late = await asyncio.wait(self._serving, timeout=seconds)
-            for task in late:
-                task.cancel()
+            await asyncio.wait(self._serving, timeout=seconds)
+        return not self._serving
 
     async def _keep_leases(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -105,6 +119,8 @@ class Lanes:
                 log.warning("leases.not_renewed", reason=error.reason)
                 await asyncio.sleep(0.5)
                 continue
+            if not self._clock.holds:
+                self.changed.set()  # there are lanes to look for
             self._clock.extend(asked_at + LEASE_SECONDS)
             await asyncio.sleep(LEASE_SECONDS / 4)
 
@@ -113,6 +129,7 @@ class Lanes:
             self.changed.clear()
             try:
                 if self._clock.holds:
+                    await self._give_up_ended()
                     await self._claim_free(group, stop)
                     await self._end_due_rests()
             except DatabaseUnavailableError as error:
@@ -120,25 +137,50 @@ class Lanes:
             await set_within(self.changed, LOOK_SECONDS)
 
     async def _claim_free(self, group: asyncio.TaskGroup, stop: asyncio.Event) -> None:
-        wanted = sorted(self._destinations.keys() - self._lanes.keys())
-        if not wanted:
-            return
+        """Take free lanes, leave those that are for others: so that each worker gets its share."""
         async with self._database.transaction() as conn:
-            claimed = await leases.claim(conn, self._worker_id, wanted)
+            standing = await leases.standing(conn, self._destinations)
+            now = asyncio.get_running_loop().time()
+            move = self._balance.move(standing, known=self._lanes, now=now)
+            claimed = []
+            if move.claim:
+                wanted = sorted(move.claim)
+                claimed = await leases.claim(conn, self._worker_id, wanted, most=move.most)
+        self._leave(move.give_up, lost=move.lost)
         for lease in claimed:
             lane = self._lane(lease)
             self._lanes[lease.appservice_id] = lane
             name = f"lane:{lease.appservice_id}"
-            task = group.create_task(self._serve(lease.appservice_id, lane, stop), name=name)
+            task = group.create_task(self._serve(lease, lane, stop), name=name)
             self._serving.add(task)
             task.add_done_callback(self._serving.discard)
 
-    async def _serve(self, appservice_id: str, lane: Lane, stop: asyncio.Event) -> None:
-        log.info("lane.claimed", appservice=appservice_id)
+    async def _serve(self, lease: Lease, lane: Lane, stop: asyncio.Event) -> None:
+        log.info("lane.claimed", appservice=lease.appservice_id)
         try:
             await lane.serve(stop)
         finally:
-            del self._lanes[appservice_id]
+            del self._lanes[lease.appservice_id]
+        self._ended.append(lease)
+        self.changed.set()
+
+    def _leave(self, many: int, *, lost: Iterable[str]) -> None:
+        """Let go of lost lanes and so many more: idle ones first, others when they are."""
+        for appservice_id in lost:
+            self._lanes[appservice_id].leave()
+        shared = [one for one in self._lanes if one in self._destinations]
+        many -= sum(self._lanes[one].leaving for one in shared)
+        staying = [self._lanes[one] for one in sorted(shared) if not self._lanes[one].leaving]
+        for lane in sorted(staying, key=lambda lane: lane.sending)[: max(many, 0)]:
+            lane.leave()
+
+    async def _give_up_ended(self) -> None:
+        """Hand back what is served no more; dying before it leaves that to the lease's end."""
+        ended, self._ended = self._ended, []
+        if ended:
+            async with self._database.transaction() as conn:
+                await leases.give_up(conn, ended)
+                await notify(conn, OUTBOX)
 
     async def _end_due_rests(self) -> None:
         async with self._database.transaction() as conn:
@@ -151,6 +193,7 @@ class Lanes:
         try:
             async with self._database.transaction() as conn:
                 await leases.release(conn, self._worker_id)
+                await notify(conn, OUTBOX)  # who takes them over looks at once
         except DatabaseUnavailableError as error:
             log.warning("leases.not_handed_back", reason=error.reason)
 

@@ -10,9 +10,14 @@ class LeaseClock:
 
     Postgres' clock decides whether a lease holds; this one, counted from before the renewal was
     sent, is always a little earlier.
+
+    Attributes:
+        term: changes when the leases are renewed after they ran out: all that was known of a lane
+            may be old by then.
     """
 
     def __init__(self) -> None:
+        self.term = 0
         self._deadline = 0.0
         self._running: set[asyncio.Timeout] = set()
 
@@ -23,6 +28,7 @@ class LeaseClock:
 
     def extend(self, deadline: float) -> None:
         """The leases were renewed: they hold until this time of the event loop."""
+        self.term += not self.holds
         self._deadline = deadline
         for timeout in self._running:
             if not timeout.expired():

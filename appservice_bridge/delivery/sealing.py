@@ -39,9 +39,17 @@ async def owed(
 
 
 async def ack_and_seal_next(
-    conn: Connection, lease: Lease, policy: DeliveryPolicy, taken: Sealed, *, status: int
+    conn: Connection,
+    lease: Lease,
+    policy: DeliveryPolicy,
+    taken: Sealed,
+    *,
+    status: int,
+    seal: bool = True,
 ) -> Sealed | None:
     """Let go of what was taken and freeze what follows, in one DB transaction.
+
+    Without `seal` nothing more is frozen: the lane is about to be handed back.
 
     Raises:
         LeaseLostError: someone else holds the lane.
@@ -54,7 +62,7 @@ async def ack_and_seal_next(
         most = state.updates_cap * 2 if state.updates_cap * 2 < policy.max_items else None
         await lanes.set_updates_cap(conn, lease, most)
         state = replace(state, updates_cap=most)
-    return await owed(conn, lease, policy, state)
+    return await owed(conn, lease, policy, state) if seal else None
 
 
 def _learnt(policy: DeliveryPolicy, state: LaneState) -> DeliveryPolicy:

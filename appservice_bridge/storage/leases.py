@@ -1,11 +1,12 @@
 """Workers and the lanes they hold: timed by Postgres' clock, fenced by a token per claim."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
 from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.domain.sharing import Standing
 from appservice_bridge.storage.database import Connection
 
 RENEW: Final = """
@@ -17,7 +18,7 @@ on conflict (worker_id) do update set alive_until = excluded.alive_until
 
 CLAIM: Final = """
 -- leases.claim: lanes nobody holds, or whose worker no longer says that it is alive, or that are
--- this worker's and it does not know, for the answer to the claim's commit was lost
+-- this worker's and it does not know, for the answer to the claim's commit was lost; $3 at most
 update lane l
    set worker_id = $1, lease_token = l.lease_token + 1
   from (select appservice_id from lane
@@ -25,10 +26,27 @@ update lane l
            and (worker_id is null or worker_id = $1 or not exists (
                 select from worker w
                  where w.worker_id = lane.worker_id and w.alive_until > clock_timestamp()))
-         order by appservice_id
+         order by appservice_id limit $3
            for update) free
  where l.appservice_id = free.appservice_id
 returning l.appservice_id, l.lease_token
+"""
+
+STANDING: Final = """
+-- leases.standing: who is alive, by when they began, and which of these lanes are theirs
+select w.worker_id,
+       array_agg(l.appservice_id) filter (where l.appservice_id is not null) as held
+  from worker w
+  left join lane l on l.worker_id = w.worker_id and l.appservice_id = any($1::text[])
+ where w.alive_until > clock_timestamp()
+ group by w.worker_id, w.started_at order by w.started_at, w.worker_id
+"""
+
+GIVE_UP: Final = """
+-- leases.give_up: no lane that was claimed again since
+update lane l set worker_id = null
+  from unnest($1::text[], $2::bigint[]) as g(appservice_id, lease_token)
+ where l.appservice_id = g.appservice_id and l.lease_token = g.lease_token
 """
 
 RELEASE: Final = """
@@ -86,10 +104,27 @@ async def renew(conn: Connection, worker_id: UUID, *, name: str, lease_seconds: 
     await conn.execute(RENEW, worker_id, name, lease_seconds)
 
 
-async def claim(conn: Connection, worker_id: UUID, appservice_ids: Sequence[str]) -> list[Lease]:
-    """Take every one of these lanes that is free."""
-    rows = await conn.fetch(CLAIM, worker_id, appservice_ids)
+async def standing(conn: Connection, appservice_ids: Iterable[str]) -> Standing:
+    """Who is alive, and which of these lanes they hold."""
+    lanes = frozenset(appservice_ids)
+    rows = await conn.fetch(STANDING, sorted(lanes))
+    held = {row["worker_id"]: frozenset(row["held"] or ()) for row in rows}
+    return Standing(lanes=lanes, held=held)
+
+
+async def claim(
+    conn: Connection, worker_id: UUID, appservice_ids: Sequence[str], *, most: int
+) -> list[Lease]:
+    """Take so many of these lanes, of those that are free."""
+    rows = await conn.fetch(CLAIM, worker_id, appservice_ids, most)
     return [Lease(appservice_id=row["appservice_id"], token=row["lease_token"]) for row in rows]
+
+
+async def give_up(conn: Connection, leases: Sequence[Lease]) -> None:
+    """Hand these lanes back; nothing of them may be in flight. A lease that is lost is lost."""
+    await conn.execute(
+        GIVE_UP, [lease.appservice_id for lease in leases], [lease.token for lease in leases]
+    )
 
 
 async def release(conn: Connection, worker_id: UUID) -> None:
