@@ -44,6 +44,7 @@ from appservice_bridge.storage.notifications import CAPTURE, OUTBOX, listen, not
 log = structlog.get_logger(__name__)
 
 LONGEST_LINE_BYTES: Final = 65_536  # of a request's head; more than any id or alias takes
+STOP_SECONDS: Final = 25.0  # after SIGTERM; a database that does not answer by then is left
 
 
 class AddressTakenError(BridgeError):
@@ -121,6 +122,8 @@ class Worker:
                 await stop.wait()
                 going_live.cancel()
                 self._intake.wake.set()  # so that it sees the stop now
+                limit = asyncio.get_running_loop().call_later(STOP_SECONDS, self._database.abandon)
+            limit.cancel()
         finally:
             for site in sites:
                 await site.cleanup()

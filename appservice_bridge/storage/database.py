@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.storage.hosts import Hosts
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
@@ -164,7 +165,7 @@ async def connect(dsn: str) -> Connection:
         DatabaseFaultError: the answer is no: a wrong password, say.
     """
     try:
-        return await asyncpg.connect(dsn, server_settings=dict(_SETTINGS), timeout=10)
+        return await Hosts(dsn).connect(server_settings=dict(_SETTINGS))
     except Exception as error:
         raise _not_connected(dsn, error) from None
 
@@ -213,16 +214,16 @@ async def _pool(
             await on_connect(conn)
 
     try:
-        return await asyncpg.create_pool(
+        return await asyncpg.create_pool(  # type: ignore[call-overload, no-any-return]
             dsn,
+            connect=Hosts(dsn).connect,
             min_size=1,
             max_size=max_connections,
             init=init,
             reset=_as_it_is,
             max_queries=1_000_000_000,
             server_settings=dict(_SETTINGS),
-            command_timeout=60,
-            timeout=10,
+            command_timeout=40,  # the server's own limit comes first, where it is heard
         )
     except Exception as error:
         raise _not_connected(dsn, error) from None
@@ -254,6 +255,10 @@ class Database:
             yield cls(pool, dsn)
         finally:
             pool.terminate()
+
+    def abandon(self) -> None:
+        """Cut every connection: whatever waits for the database fails at once, from now on."""
+        self._pool.terminate()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:

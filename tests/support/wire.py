@@ -8,10 +8,14 @@ from dataclasses import dataclass, field
 
 @dataclass(kw_only=True)
 class Cable:
-    """Forwards a loopback port to another; while it is cut nobody answers there."""
+    """Forwards a loopback port to another; while it is cut nobody answers there.
+
+    While `flows` is clear it carries nothing, and neither end is told.
+    """
 
     target_port: int
     port: int = 0
+    flows: asyncio.Event = field(default_factory=asyncio.Event)
     _server: asyncio.Server | None = None
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
@@ -33,16 +37,21 @@ class Cable:
             ends = {writer, far[1]}
             self._writers |= ends
             try:
-                await asyncio.gather(_pump(reader, far[1]), _pump(far[0], writer))
+                await asyncio.gather(
+                    _pump(reader, far[1], self.flows), _pump(far[0], writer, self.flows)
+                )
             finally:
                 self._writers -= ends
                 for end in ends:
                     end.close()
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pump(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flows: asyncio.Event
+) -> None:
     with suppress(OSError):
         while chunk := await reader.read(65536):
+            await flows.wait()
             writer.write(chunk)
             await writer.drain()
     writer.transport.abort()
@@ -52,6 +61,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 async def cable(target_port: int) -> AsyncIterator[Cable]:
     """A whole cable, cut when the context ends."""
     one = Cable(target_port=target_port)
+    one.flows.set()
     await one.mend()
     try:
         yield one
