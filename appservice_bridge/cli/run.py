@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import aiohttp
 import typer
@@ -24,6 +24,8 @@ from appservice_bridge.telemetry import logs
 
 if TYPE_CHECKING:
     from appservice_bridge.dev.postgres import EmbeddedPostgres
+
+STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 def run(
@@ -59,11 +61,29 @@ def _single(group: BaseExceptionGroup[BridgeError]) -> Iterator[BridgeError]:
             yield error
 
 
+def _let_nothing_interrupt(loop: asyncio.AbstractEventLoop) -> None:
+    """The loop is about to close, and would leave a second signal to end us half-way."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    for number in STOPPING:
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+
 async def _run(of: Loaded, server: "EmbeddedPostgres | None", *, migrate: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOPPING:
         loop.add_signal_handler(number, stop.set)
+    try:
+        await _work(of, server, stop, migrate=migrate)
+    finally:
+        _let_nothing_interrupt(loop)
+
+
+async def _work(
+    of: Loaded, server: "EmbeddedPostgres | None", stop: asyncio.Event, *, migrate: bool
+) -> None:
     await with_connection(of, migrations.migrate if migrate else migrations.require_current)
     if reads_synapse(of):
         await with_connection(of, synapse.require_synapse)

@@ -1,5 +1,6 @@
 """Connections to Postgres: a pool, and one kind of error for a database that cannot be used now."""
 
+import asyncio
 import os
 import socket
 import time
@@ -147,6 +148,8 @@ def named_errors() -> Iterator[None]:
         named = _named(error)
         if named is None:
             raise
+        if _cancelled():  # and then the rollback failed: whoever cancelled waits for us to end
+            raise asyncio.CancelledError from None
         raise named from None
 
 
@@ -155,6 +158,11 @@ async def clock_ahead_seconds(conn: Connection) -> float:
     asked_at = time.time()
     theirs: float = await conn.fetchval(CLOCK)
     return theirs - (asked_at + time.time()) / 2
+
+
+def _cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def connect(dsn: str) -> Connection:

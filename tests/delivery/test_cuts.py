@@ -126,11 +126,13 @@ async def test_sigterm_finishes_the_request_in_flight_and_seals_nothing_after_it
     async with appservice() as bot:
         ours = [registration("bot", bot.url, users=["@b_.*"])]
         async with worker_process(write_files(tmp_path, database, ours)) as one:
-            bot.delay_seconds = 1
+            bot.delay_seconds = 5
             await capture(pg, BOT, 1)
             await bot.until(lambda: len(bot.requests) == 1)
             await capture(pg, BOT, 2)
-            await asyncio.sleep(0.3)  # it is routed, and would be sealed with the ack
+            async with asyncio.timeout(4):  # it is routed, and would be sealed with the ack
+                while await pg.fetchval("select position from appservice_bridge.outbox_head") < 2:
+                    await asyncio.sleep(0.05)
             assert await ended(one, 30) == 0
     assert len(bot.requests) == 1
     assert await pg.fetchval("select acked_to from appservice_bridge.lane") == 1

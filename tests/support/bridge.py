@@ -150,7 +150,7 @@ async def worker_process(files: Files) -> AsyncIterator[WorkerProcess]:
         await one.kill()
 
 
-async def ready(files: Files, within: float = 20.0) -> None:
+async def ready(files: Files, within: float = 60.0) -> None:
     """Wait until a worker says that it can store and deliver."""
     async with asyncio.timeout(within), aiohttp.ClientSession() as session:
         while True:
