@@ -1,6 +1,6 @@
 """What bad appservices cost the good ones, and how soon one that was away has everything.
 
-    python -m benchmarks.isolation [--rounds 7] [--seconds 10] [--waiting 100000]
+    python -m benchmarks.isolation [--rounds 7] [--seconds 10] [--waiting 100000] [--in-memory]
 
 Fifty appservices, one to-device message of about 1 KB at a time. In one window of each round half
 of them hang, flood, reset or refuse; in one they are good with the same traffic, in one nothing
@@ -8,7 +8,8 @@ comes for them. Sender, worker, and the receivers of either half are processes o
 are CLOCK_MONOTONIC, from before the insert to the receiver. A ratio compares windows of one round;
 the median, least and most of all rounds are shown.
 
-Then one appservice is away while messages wait, and pings. Postgres really syncs.
+Then one appservice is away while messages wait, and pings. Postgres really syncs, unless told
+otherwise.
 """
 
 import argparse
@@ -21,8 +22,8 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +36,7 @@ import uvloop
 from aiohttp import web
 
 from appservice_bridge.dev.ports import LoopbackPort
+from appservice_bridge.dev.postgres import EmbeddedPostgres
 from appservice_bridge.storage.migrations import migrate
 from tests.support.bridge import Files, registration, worker_process, write_files
 from tests.support.homeserver import postgres_on_disk
@@ -332,9 +334,19 @@ def registrations(good: Half, bad: Half) -> list[dict[str, Any]]:
     ]
 
 
-async def main(rounds: int, seconds: float, waiting: int) -> None:
+@contextmanager
+def postgres_in_memory() -> Iterator[EmbeddedPostgres]:
+    with (
+        tempfile.TemporaryDirectory(dir="/dev/shm") as name,
+        EmbeddedPostgres(Path(name) / "postgres", durable=False) as server,
+    ):
+        yield server
+
+
+async def main(rounds: int, seconds: float, waiting: int, *, in_memory: bool) -> None:
     print(f"{platform.machine()}, Python {platform.python_version()}, {rounds} rounds")
-    with tempfile.TemporaryDirectory() as name, postgres_on_disk() as server:
+    postgres = postgres_in_memory if in_memory else postgres_on_disk
+    with tempfile.TemporaryDirectory() as name, postgres() as server:
         async with (
             asyncpg.create_pool(server.dsn(), min_size=4, max_size=4) as pool,
             aiohttp.ClientSession() as session,
@@ -358,9 +370,10 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--waiting", type=int, default=100_000)
+    parser.add_argument("--in-memory", action="store_true", help="where others keep the disk busy")
     parser.add_argument("--receive", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.receive:
         uvloop.run(receive(given.receive))
     else:
-        asyncio.run(main(given.rounds, given.seconds, given.waiting))
+        asyncio.run(main(given.rounds, given.seconds, given.waiting, in_memory=given.in_memory))
