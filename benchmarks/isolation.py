@@ -216,10 +216,10 @@ class Bench:
     """The sender, and what it asks of the others."""
 
     def __init__(
-        self, pool: "asyncpg.Pool[asyncpg.Record]", good: Half, bad: Half, worker: int
+        self, pools: "Sequence[asyncpg.Pool[asyncpg.Record]]", good: Half, bad: Half, worker: int
     ) -> None:
         self._worker = psutil.Process(worker)
-        self._pool = pool
+        self._pool, self._other_pool = pools  # the good never wait for a connection of the bad
         self._good = good
         self._bad = bad
         self._number = 0
@@ -231,9 +231,9 @@ class Bench:
         busy = self._busy_seconds()
         async with asyncio.TaskGroup() as group:
             for n in range(HALF):
-                group.create_task(self._feed(f"good{n}", n, seconds))
+                group.create_task(self._feed(self._pool, f"good{n}", n, seconds))
                 if others != "absent":
-                    group.create_task(self._feed(f"bad{n}", n, seconds))
+                    group.create_task(self._feed(self._other_pool, f"bad{n}", n, seconds))
         await self._until_taken("good%")
         busy = self._busy_seconds() - busy
         seen = await self._good.take()
@@ -245,15 +245,19 @@ class Bench:
         times = self._worker.cpu_times()
         return float(times.user + times.system)
 
-    async def _feed(self, name: str, place: int, seconds: float) -> None:
+    async def _feed(
+        self, pool: "asyncpg.Pool[asyncpg.Record]", name: str, place: int, seconds: float
+    ) -> None:
         """One at a time, so that the lanes are out of step with each other."""
         loop = asyncio.get_running_loop()
         began = loop.time() + place / HALF / EACH_PER_SECOND
         for turn in range(int(seconds * EACH_PER_SECOND)):
             await asyncio.sleep(began + turn / EACH_PER_SECOND - loop.time())
             self._number += 1
-            body = message(self._number).encode()
-            await self._pool.execute(SEND, f"@{name}_1:example.org", self._number, body)
+            number = self._number
+            async with pool.acquire() as conn:
+                body = message(number).encode()
+                await conn.execute(SEND, f"@{name}_1:example.org", number, body)
 
     async def _until_taken(self, names: str) -> None:
         while await self._pool.fetchval(BEHIND, names):
@@ -349,6 +353,7 @@ async def main(rounds: int, seconds: float, waiting: int, *, in_memory: bool) ->
     with tempfile.TemporaryDirectory() as name, postgres() as server:
         async with (
             asyncpg.create_pool(server.dsn(), min_size=4, max_size=4) as pool,
+            asyncpg.create_pool(server.dsn(), min_size=4, max_size=4) as other,
             aiohttp.ClientSession() as session,
             half(session) as good,
             half(session) as bad,
@@ -360,7 +365,7 @@ async def main(rounds: int, seconds: float, waiting: int, *, in_memory: bool) ->
             files = write_files(Path(name) / "bridge", server.dsn(), ours, delivery=rests)
             async with worker_process(files) as worker:
                 if rounds:
-                    await isolation(Bench(pool, good, bad, pid(worker)), rounds, seconds)
+                    await isolation(Bench((pool, other), good, bad, pid(worker)), rounds, seconds)
                 if waiting:
                     await comeback(pool, files, bad, waiting)
 
