@@ -8,7 +8,6 @@ from typing import Annotated, Final
 
 import typer
 
-from appservice_bridge.cli.release import missing
 from appservice_bridge.config.environment import CONFIG_VARIABLE
 from appservice_bridge.config.faults import ConfigError, Fault
 from appservice_bridge.config.loading import Loaded, load
@@ -37,7 +36,6 @@ def check(
     try:
         loaded = load(config)
         warnings, summary = loaded.warnings, _summary(config, loaded)
-        faults = tuple(missing(config, loaded))
     except ConfigError as error:
         faults, warnings = error.faults, error.warnings
     if as_json:

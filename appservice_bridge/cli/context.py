@@ -10,7 +10,6 @@ import typer
 
 from appservice_bridge.cli.check import show
 from appservice_bridge.cli.embedded import reachable
-from appservice_bridge.cli.release import missing
 from appservice_bridge.config.faults import ConfigError
 from appservice_bridge.config.loading import Loaded, load
 from appservice_bridge.domain.errors import BridgeError
@@ -22,16 +21,12 @@ _Result = TypeVar("_Result")
 
 
 def loaded(config: Path) -> Loaded:
-    """A sound configuration that this release can serve, or every fault on stderr and exit 1."""
+    """A sound configuration, or every fault on stderr and exit 1."""
     try:
-        of = load(config)
-        faults, warnings = missing(config, of), of.warnings
+        return load(config)
     except ConfigError as error:
-        faults, warnings = list(error.faults), error.warnings
-    if faults:
-        show(faults, warnings)
-        raise typer.Exit(1)
-    return of
+        show(error.faults, error.warnings)
+        raise typer.Exit(1) from None
 
 
 def finished(work: Coroutine[Any, Any, _Result]) -> _Result:

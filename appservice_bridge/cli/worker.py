@@ -16,15 +16,20 @@ from aiohttp import web
 from appservice_bridge.cli.synapse_side import cleaned, synapse_side
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.config.values import Endpoint
-from appservice_bridge.delivery.lanes import Destination, Lanes
+from appservice_bridge.delivery.destination import Destination
+from appservice_bridge.delivery.lanes import Lanes
 from appservice_bridge.delivery.purge import Retention, run_purge
 from appservice_bridge.domain.capture import CaptureMode
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.owners import Owners
+from appservice_bridge.domain.transport import Transport
 from appservice_bridge.http.admin import Admin
+from appservice_bridge.http.as_sync import AsSync
+from appservice_bridge.http.as_tokens import AsTokens
 from appservice_bridge.http.homeserver_keys import HomeserverKeys
 from appservice_bridge.http.ingest import Ingest
 from appservice_bridge.http.pass_through import PassThrough
+from appservice_bridge.http.poll import Poll
 from appservice_bridge.http.relay import Relay
 from appservice_bridge.http.wake_homeserver import HomeserverWaker
 from appservice_bridge.routing.announcing import announce, go_live
@@ -70,11 +75,12 @@ class Worker:
         homeserver, budget = of.config.homeserver, of.config.budget.limits()
         registrations = {each.id: each for each in of.registrations}
         self._intake = Intake(database, owners, self._appended, budget)
+        leading_to = destinations(of, owners)
         self._lanes = Lanes(
             database,
             uuid4(),
             name=f"{socket.gethostname()}:{os.getpid()}",
-            destinations=destinations(of, owners),
+            destinations=leading_to,
             session=session,
         )
         self._synapse = synapse_side(of, owners, database, session, self._lanes.appended)
@@ -86,6 +92,9 @@ class Worker:
             session, homeserver.url, homeserver.server_name, homeserver.verify_keys
         )
         self._ingest = Ingest(database, owners, registrations, keys)
+        as_tokens = AsTokens(registrations, leading_to)
+        self._as_sync = AsSync(as_tokens, self._lanes.connected)
+        self._poll = Poll(as_tokens, self._lanes.polls)
         self._relay = Relay(
             database,
             registrations,
@@ -109,7 +118,8 @@ class Worker:
         listen_on = self._of.config.listen
         admin = Admin(self._database, self._lanes.leases_hold)
         relay = self._relay.application()
-        self._ingest.add_to(relay)
+        for more in (self._ingest, self._as_sync, self._poll):
+            more.add_to(relay)
         sites = [
             await self._serve("relay", relay, listen_on.relay),
             await self._serve("admin", admin.application(), listen_on.admin),
@@ -217,9 +227,12 @@ def retention(of: Loaded) -> Retention:
 
 def destinations(of: Loaded, owners: Owners) -> Mapping[str, Destination]:
     """Where the lanes lead, and how each appservice wants it."""
-    return {
-        appservice_id: Destination(
-            registration=registration, policy=of.config.settings(registration).delivery
+    found = {}
+    for appservice_id, registration in owners.registrations.items():
+        settings = of.config.settings(registration)
+        found[appservice_id] = Destination(
+            registration=registration,
+            policy=settings.delivery,
+            transport=Transport(settings.transport),
         )
-        for appservice_id, registration in owners.registrations.items()
-    }
+    return found

@@ -14,7 +14,7 @@ from appservice_bridge.domain.outcome import Acked
 from appservice_bridge.domain.policy import DeliveryPolicy
 from appservice_bridge.domain.transaction import AlteredTransactionError, Kind
 from appservice_bridge.domain.waiting import set_within
-from appservice_bridge.storage import lanes, sealed
+from appservice_bridge.storage import lanes
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
 from appservice_bridge.storage.leases import Lease, LeaseLostError
 from appservice_bridge.storage.sealed import Sealed

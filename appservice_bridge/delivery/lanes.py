@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
@@ -11,11 +10,13 @@ import aiohttp
 import structlog
 
 from appservice_bridge.delivery.balance import Balance
+from appservice_bridge.delivery.connected_lanes import ConnectedLanes
+from appservice_bridge.delivery.destination import Destination
+from appservice_bridge.delivery.holds import Holds
 from appservice_bridge.delivery.http_sender import HttpSender
 from appservice_bridge.delivery.lane import Lane
 from appservice_bridge.delivery.lease_clock import LeaseClock
-from appservice_bridge.domain.policy import DeliveryPolicy
-from appservice_bridge.domain.registration import Registration
+from appservice_bridge.delivery.polls import Polls
 from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.storage import leases
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
@@ -29,16 +30,15 @@ AT_ONCE_SECONDS: Final = 0.2  # after which a worker that ends hands its idle la
 LOOK_SECONDS: Final = 0.5  # how soon another worker's append, or end of a rest, is seen
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Destination:
-    """An appservice that takes delivery, and how it wants it."""
-
-    registration: Registration
-    policy: DeliveryPolicy
-
-
 class Lanes:
-    """Claims lanes and serves them; dies with its worker, whose lanes then move to others."""
+    """Claims lanes and serves them; dies with its worker, whose lanes then move to others.
+
+    Lanes of appservices that come to us are not claimed: who they come to has them.
+
+    Attributes:
+        connected: serves those who connect.
+        polls: answers those who ask.
+    """
 
     def __init__(
         self,
@@ -52,13 +52,18 @@ class Lanes:
         self._database = database
         self._worker_id = worker_id
         self._name = name
-        self._destinations = destinations
+        self._destinations = {
+            one: to for one, to in destinations.items() if not to.transport.comes_to_us
+        }
         self._session = session
         self._clock = LeaseClock()
         self._lanes: dict[str, Lane] = {}
         self._serving: set[asyncio.Task[None]] = set()
         self._balance = Balance(worker_id)
         self._ended: list[Lease] = []  # served no more, and not handed back yet
+        self._holds = Holds(database, worker_id, destinations)
+        self.connected = ConnectedLanes(self._holds, self._clock)
+        self.polls = Polls(self._holds)
         self.changed = asyncio.Event()
 
     def leases_hold(self) -> bool:
@@ -67,7 +72,7 @@ class Lanes:
 
     def appended(self, appservice_ids: Iterable[str]) -> bool:
         """Let lanes look whose outbox grew; False if one of them is served elsewhere."""
-        here = [self._lanes.get(appservice_id) for appservice_id in appservice_ids]
+        here = [self._lanes.get(one) or self._holds.get(one) for one in appservice_ids]
         for lane in here:
             if lane is not None:
                 lane.look()
@@ -84,7 +89,9 @@ class Lanes:
                 looking = group.create_task(self._look_around(group, stop), name="lanes")
                 await stop.wait()
                 looking.cancel()
-                await self._finish(finish_seconds)
+                await asyncio.gather(
+                    self._finish(finish_seconds), self._holds.finish(finish_seconds)
+                )
                 keeping.cancel()
         finally:
             await self._hand_back()
@@ -131,6 +138,7 @@ class Lanes:
                 if self._clock.holds:
                     await self._give_up_ended()
                     await self._claim_free(group, stop)
+                    await self._holds.look()
                     await self._end_due_rests()
             except DatabaseUnavailableError as error:
                 log.warning("lanes.rest", reason=error.reason)
@@ -186,7 +194,7 @@ class Lanes:
         async with self._database.transaction() as conn:
             due = await leases.lanes_with_work(conn, self._worker_id)
         for appservice_id in due:
-            if lane := self._lanes.get(appservice_id):
+            if lane := self._lanes.get(appservice_id) or self._holds.get(appservice_id):
                 lane.end_rest()
 
     async def _hand_back(self) -> None:

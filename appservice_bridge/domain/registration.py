@@ -39,7 +39,7 @@ class Registration:
 
     Attributes:
         id: any text without U+0000 but `.` and `..`; unique among all registrations.
-        url: http or https without a trailing slash, or `websocket`; None: nothing is delivered.
+        url: http or https without a trailing slash, or `websocket`; None: there is nowhere to send.
         as_token: what the appservice shows to the homeserver and to our websocket.
         hs_token: what the homeserver, and so the bridge, shows to the appservice.
         sender_localpart: the appservice's own user, without `@` and server name.

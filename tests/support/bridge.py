@@ -66,6 +66,7 @@ def write_files(
     capture: str = "none",
     homeserver: dict[str, Any] | None = None,
     budget: dict[str, int] | None = None,
+    appservices: dict[str, Any] | None = None,
 ) -> Files:
     """Config and registrations as an operator would write them."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -81,6 +82,7 @@ def write_files(
         "registrations": ["registration_*.yaml"],
         "delivery": quick | (delivery or {}),
         "budget": budget or {},
+        "appservices": appservices or {},
     }
     relay.release()
     admin.release()
