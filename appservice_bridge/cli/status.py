@@ -15,6 +15,7 @@ from appservice_bridge.cli.context import finished, loaded, with_connection
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.domain.budget import Budget
 from appservice_bridge.domain.capture import CaptureMode
+from appservice_bridge.domain.transport import Transport
 from appservice_bridge.storage import capture_state, migrations, overview, synapse, watch
 from appservice_bridge.storage.capture_state import CaptureState
 from appservice_bridge.storage.database import Connection
@@ -74,7 +75,7 @@ async def _look(conn: Connection, of: Loaded) -> Seen:
     if wanted is not CaptureMode.NONE:
         await synapse.require_synapse(conn)
     return Seen(
-        lanes=await overview.lanes(conn),
+        lanes=await overview.lanes(conn, _transports(of)),
         captured=await overview.captured(conn),
         wanted=wanted,
         capture=await capture_state.read(conn),
@@ -83,6 +84,11 @@ async def _look(conn: Connection, of: Loaded) -> Seen:
         keys_only=(await watch.read(conn)).keys_only,
         budget=of.config.budget.limits(),
     )
+
+
+def _transports(of: Loaded) -> dict[str, Transport]:
+    wanted = {one.id: of.config.settings(one).transport for one in of.registrations}
+    return {one: Transport(transport) for one, transport in wanted.items() if transport != "none"}
 
 
 def _show_capture(seen: Seen) -> None:

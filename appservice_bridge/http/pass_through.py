@@ -8,7 +8,7 @@ import structlog
 from aiohttp import web
 from yarl import URL
 
-from appservice_bridge.domain.registration import Registration
+from appservice_bridge.domain.registration import WEBSOCKET, Registration
 from appservice_bridge.http.answers import error
 
 log = structlog.get_logger(__name__)
@@ -30,7 +30,7 @@ class PassThrough:
 
     async def ask(self, registration: Registration, request: web.Request) -> web.Response:
         """The appservice's answer; 502 if it cannot be reached, 504 if it does not answer."""
-        if registration.url is None or not registration.url.startswith("http"):
+        if not has_url(registration):
             return error(404, "M_NOT_FOUND", "this appservice has no url to ask")
         body = await request.read()
         try:
@@ -49,6 +49,11 @@ class PassThrough:
         except (aiohttp.ClientError, OSError, ValueError):
             message = "the appservice cannot be reached"
             return _failed(registration, 502, "M_CONNECTION_FAILED", message)
+
+
+def has_url(registration: Registration) -> bool:
+    """Whether there is somewhere to ask: who connects to us need not be reachable."""
+    return registration.url is not None and registration.url != WEBSOCKET
 
 
 async def _handed_back(response: aiohttp.ClientResponse) -> web.Response:

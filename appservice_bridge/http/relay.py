@@ -12,7 +12,7 @@ from appservice_bridge.domain.budget import Budget
 from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.registration import Registration
 from appservice_bridge.http.answers import error, matrix_errors
-from appservice_bridge.http.pass_through import PassThrough
+from appservice_bridge.http.pass_through import PassThrough, has_url
 from appservice_bridge.http.wake_homeserver import (
     PROBE_STATUS,
     HomeserverWaker,
@@ -184,6 +184,8 @@ class Relay:
             return web.json_response({})  # ours: it asked whether the homeserver reaches the relay
         if is_probe(transaction_id):
             return error(PROBE_STATUS, "M_UNKNOWN", "this is the relay of appservice_bridge")
+        if not has_url(registration):
+            return error(400, "M_URL_NOT_SET", "this appservice has no url to ping")
         answer = await self._pass_through.ask(registration, request)
         if 200 <= answer.status < 300:
             await self._end_rest(registration.id)

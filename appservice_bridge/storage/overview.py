@@ -1,10 +1,12 @@
 """What an operator wants to see of every lane, in one query."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
+from appservice_bridge.domain.transport import Transport
 from appservice_bridge.storage.database import Connection
 
 LANES: Final = """
@@ -25,6 +27,7 @@ select l.appservice_id,
        greatest(0, extract(epoch from l.due_at)::float8
                  - extract(epoch from clock_timestamp())::float8) as rest_seconds,
        l.failed_attempts, l.failing_since, l.last_outcome, l.last_status, l.last_attempt_at,
+       extract(epoch from clock_timestamp() - l.last_attempt_at)::float8 as attempted_seconds,
        l.last_ack_at,
        l.paused_at is not null as paused,
        a.appservice_id is not null as registered, a.live_at is not null as live,
@@ -48,12 +51,16 @@ select count(*) from (select from capture_log limit 100000) c
 """
 
 
+POLL_GONE_SECONDS: Final = 120.0  # twice as long as an appservice may wait before it asks again
+
+
 class LaneCondition(StrEnum):
     """What an operator is told first of a lane; the first that holds, in this order.
 
     Attributes:
         UNREGISTERED: no worker was started with its registration; what waits stays.
         GOING_LIVE: facts of its users may still be left out by older DB transactions.
+        DISCONNECTED: its appservice should come to us, and is not here.
         UNSERVED: no worker that is alive holds it.
         HALTED: its seal does not hold, and an operator must look.
         PAUSED: an operator said so, and must say when it goes on.
@@ -64,6 +71,7 @@ class LaneCondition(StrEnum):
 
     UNREGISTERED = "unregistered"
     GOING_LIVE = "going_live"
+    DISCONNECTED = "disconnected"
     UNSERVED = "unserved"
     HALTED = "halted"
     PAUSED = "paused"
@@ -84,9 +92,11 @@ class LaneView:
         oldest_seconds: age of the oldest of them, since its capture; None if nothing waits.
         rest_seconds: until the next attempt; infinite for a lane that was halted.
         paused: by an operator.
+        attempted_seconds: since the last attempt, or since the appservice last asked.
         registered: its registration is in force.
         live: and everything of its users is captured.
         worker: who serves it; None if no worker does.
+        transport: as the config at hand says; None if it does not know the appservice.
     """
 
     appservice_id: str
@@ -101,6 +111,7 @@ class LaneView:
     last_outcome: str | None
     last_status: int | None
     last_attempt_at: datetime | None
+    attempted_seconds: float | None
     last_ack_at: datetime | None
     paused: bool
     registered: bool
@@ -108,6 +119,7 @@ class LaneView:
     worker: str | None
     dead_letters: int
     delivered: int
+    transport: Transport | None = None
 
     @property
     def state(self) -> LaneCondition:
@@ -116,6 +128,8 @@ class LaneView:
             return LaneCondition.UNREGISTERED
         if not self.live:
             return LaneCondition.GOING_LIVE
+        if self._is_away():
+            return LaneCondition.DISCONNECTED
         if self.worker is None:
             return LaneCondition.UNSERVED
         if self.rest_seconds == float("inf"):
@@ -127,10 +141,21 @@ class LaneView:
         waits = self.waiting or self.device_updates
         return LaneCondition.DELIVERING if waits else LaneCondition.IDLE
 
+    def _is_away(self) -> bool:
+        """Whether it is one who should come to us, and is not here."""
+        if self.transport is Transport.POLL:
+            since = self.attempted_seconds
+            return self.worker is None or since is None or since > POLL_GONE_SECONDS
+        return self.worker is None and self.transport is Transport.WEBSOCKET
 
-async def lanes(conn: Connection) -> list[LaneView]:
+
+async def lanes(
+    conn: Connection, transports: Mapping[str, Transport] | None = None
+) -> list[LaneView]:
     """Every lane there is, by appservice."""
-    return [LaneView(**row) for row in await conn.fetch(LANES)]
+    known = transports or {}
+    rows = await conn.fetch(LANES)
+    return [LaneView(**row, transport=known.get(row["appservice_id"])) for row in rows]
 
 
 async def captured(conn: Connection) -> int:

@@ -9,7 +9,9 @@ import asyncpg
 import pytest
 
 from tests.support.appservice import Request
-from tests.support.relaying import PING, one_bot
+from tests.support.bridge import worker
+from tests.support.connecting import files_for
+from tests.support.relaying import PING, homeserver, one_bot
 
 PATIENT = {"backoff": {"first_seconds": 50, "ceiling_seconds": 60}}
 EVENT = b'{"events":[{"event_id":"$1"}]}'
@@ -91,3 +93,16 @@ async def test_a_ping_that_fails_ends_no_rest(
         resting = "select due_at > now() + interval '20 s' from appservice_bridge.lane"
         assert await pg.fetchval(resting) is True
     assert [request.method for request in bot.requests] == ["PUT", "POST"]
+
+
+@pytest.mark.parametrize("url", [None, "websocket"])
+async def test_who_has_no_url_is_not_asked_and_the_homeserver_is_told(
+    database: str, tmp_path: Path, url: str | None
+) -> None:
+    files = files_for(tmp_path, database, "websocket", url)
+    async with worker(files), homeserver(files) as hs:
+        ping = await hs.ask("POST", PING, body=b"{}")
+        assert (ping.status, ping.errcode) == (400, "M_URL_NOT_SET")
+        for path in ("users/@b_1:example.org", "rooms/%23b:example.org"):
+            query = await hs.ask("GET", f"/_matrix/app/v1/{path}")
+            assert (query.status, query.errcode) == (404, "M_NOT_FOUND")

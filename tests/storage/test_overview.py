@@ -2,7 +2,8 @@
 
 from uuid import uuid4
 
-from appservice_bridge.storage import leases, overview, registrations
+from appservice_bridge.domain.transport import Transport
+from appservice_bridge.storage import connected, leases, overview, registrations
 from appservice_bridge.storage.database import connect
 from appservice_bridge.storage.overview import LaneCondition
 
@@ -31,7 +32,7 @@ async def test_a_paused_lane_is_told_from_one_that_fails_and_has_no_work(databas
         await registrations.announce(conn, appservice_id, b"", epoch="test")
     await registrations.go_live(conn, ["failing", "paused"])
     await leases.renew(conn, worker_id, name="test", lease_seconds=60)
-    await leases.claim(conn, worker_id, ["failing", "paused"])
+    await leases.claim(conn, worker_id, ["failing", "paused"], most=2)
     await conn.execute("update outbox_head set position = 1")
     await conn.execute("update lane set failed_attempts = 1")
     await conn.execute("update lane set paused_at = now() where appservice_id = 'paused'")
@@ -40,3 +41,36 @@ async def test_a_paused_lane_is_told_from_one_that_fails_and_has_no_work(databas
     await conn.close()
     assert seen == {"failing": LaneCondition.FAILING, "paused": LaneCondition.PAUSED}
     assert due == ["failing"]
+
+
+async def test_a_lane_whose_appservice_is_away_is_told_from_one_that_no_worker_serves(
+    database: str,
+) -> None:
+    transports = {
+        "asking": Transport.POLL,
+        "away": Transport.WEBSOCKET,
+        "here": Transport.WEBSOCKET,
+        "silent": Transport.POLL,
+        "unserved": Transport.HTTP,
+    }
+    conn, worker = await connect(database), uuid4()
+    for appservice_id in transports:
+        await registrations.announce(conn, appservice_id, b"", epoch="test")
+    await registrations.go_live(conn, list(transports))
+    await leases.renew(conn, worker, name="a worker", lease_seconds=60)
+    for appservice_id in ("asking", "here", "silent"):
+        await connected.take(conn, worker, appservice_id, asked=True)
+    await conn.execute(
+        "update lane set last_attempt_at = clock_timestamp() - interval '3 minutes'"
+        " where appservice_id = any($1)",
+        ["here", "silent"],
+    )
+    seen = {one.appservice_id: one.state for one in await overview.lanes(conn, transports)}
+    await conn.close()
+    assert seen == {
+        "asking": LaneCondition.IDLE,
+        "away": LaneCondition.DISCONNECTED,
+        "here": LaneCondition.IDLE,
+        "silent": LaneCondition.DISCONNECTED,
+        "unserved": LaneCondition.UNSERVED,
+    }
