@@ -71,6 +71,7 @@ async def test_what_another_worker_routed_is_seen_without_a_word_from_it(
     async with worker(files), polling(files) as bot:
         asking = asyncio.create_task(bot.next(30))
         await wait_until(pg, "select worker_id is not null from appservice_bridge.lane")
+        await asyncio.sleep(0.5)  # it looked, and waits
         await pg.execute(
             """with o as (insert into appservice_bridge.outbox (appservice_id, position, kind,
                           captured_at, payload) values ('bot', 1, 'event', now(), '{"n":1}'))
