@@ -72,7 +72,7 @@ class WebsocketSender:
         frame must not be sent.
         """
         if self.over.is_set():
-            return Unreachable(reason="disconnected")
+            return Unreachable(reason="disconnected", unsent=True)
         self._number += 1
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._in_flight = _InFlight(number=self._number, txn_id=txn_id, answer=answer)

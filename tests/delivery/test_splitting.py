@@ -44,7 +44,7 @@ async def claimed(db: Database) -> Lease:
     async with db.transaction() as conn:
         worker_id = uuid4()
         await leases.renew(conn, worker_id, name="test", lease_seconds=60)
-        (lease,) = await leases.claim(conn, worker_id, ["bot"])
+        (lease,) = await leases.claim(conn, worker_id, ["bot"], most=1)
     return lease
 
 
