@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import aiohttp
@@ -10,10 +11,11 @@ import typer
 import uvloop
 
 from appservice_bridge.cli.check import ConfigOption, show
-from appservice_bridge.cli.context import loaded, owners, with_connection
+from appservice_bridge.cli.context import loaded, with_connection
 from appservice_bridge.cli.embedded import embedded, reachable, require_running
+from appservice_bridge.cli.generations import Generations
+from appservice_bridge.cli.hangups import Hangups
 from appservice_bridge.cli.synapse_side import reads_synapse
-from appservice_bridge.cli.worker import Worker
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.delivery.connections import QuietConnector
 from appservice_bridge.domain.errors import BridgeError
@@ -38,7 +40,11 @@ def run(
     ] = "info",
     log_json: Annotated[bool, typer.Option("--log-json", help="Log lines as JSON.")] = False,
 ) -> None:
-    """Run one worker until SIGTERM or Ctrl-C; any number may share a database."""
+    """Run one worker until SIGTERM or Ctrl-C; any number may share a database.
+
+    SIGHUP, or a change of the config or a registration file, makes it read them again.
+    """
+    hangups = Hangups()
     if log_level not in logs.LEVELS:
         raise typer.BadParameter("must be debug, info or warning", param_hint="--log-level")
     logs.configure(level=log_level, as_json=log_json)
@@ -46,7 +52,7 @@ def run(
     show((), of.warnings)
     try:
         with embedded(of) as server:
-            uvloop.run(_run(of, server, migrate=migrate))
+            uvloop.run(_run(config, of, server, hangups, migrate=migrate))
     except* BridgeError as group:
         for error in _single(group):
             typer.echo(f"appservice-bridge: {error}", err=True)
@@ -70,21 +76,32 @@ def _let_nothing_interrupt(loop: asyncio.AbstractEventLoop) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
-async def _run(of: Loaded, server: "EmbeddedPostgres | None", *, migrate: bool) -> None:
+async def _run(
+    config: Path,
+    of: Loaded,
+    server: "EmbeddedPostgres | None",
+    hangups: Hangups,
+    *,
+    migrate: bool,
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in STOPPING:
         loop.add_signal_handler(number, stop.set)
     try:
-        await _work(of, server, stop, migrate=migrate)
+        await with_connection(of, migrations.migrate if migrate else migrations.require_current)
+        await _work(config, of, server, hangups, stop)
     finally:
         _let_nothing_interrupt(loop)
 
 
 async def _work(
-    of: Loaded, server: "EmbeddedPostgres | None", stop: asyncio.Event, *, migrate: bool
+    config: Path,
+    of: Loaded,
+    server: "EmbeddedPostgres | None",
+    hangups: Hangups,
+    stop: asyncio.Event,
 ) -> None:
-    await with_connection(of, migrations.migrate if migrate else migrations.require_current)
     if reads_synapse(of):
         await with_connection(of, synapse.require_synapse)
     no_limit = QuietConnector(limit=0)  # one request per lane is all there ever is
@@ -96,4 +113,9 @@ async def _work(
             asyncio.TaskGroup() as group,
         ):
             group.create_task(require_running(server, stop), name="embedded")
-            await Worker(of, owners(of), database, session).run(stop)
+            generations = Generations(config, of, database, session)
+            hangups.tell(generations.ask)
+            try:
+                await generations.run(stop)
+            finally:
+                hangups.tell(None)

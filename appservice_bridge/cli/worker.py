@@ -3,7 +3,6 @@
 import asyncio
 import os
 import socket
-import ssl
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Final
@@ -11,19 +10,20 @@ from uuid import uuid4
 
 import aiohttp
 import structlog
-from aiohttp import web
 
+from appservice_bridge.cli.doors import Doors
 from appservice_bridge.cli.synapse_side import cleaned, synapse_side
 from appservice_bridge.config.loading import Loaded
-from appservice_bridge.config.values import Endpoint
 from appservice_bridge.delivery.destination import Destination
 from appservice_bridge.delivery.lanes import Lanes
 from appservice_bridge.delivery.purge import Retention, run_purge
 from appservice_bridge.domain.capture import CaptureMode
-from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.owners import Owners
+from appservice_bridge.domain.reloading import Reloads
 from appservice_bridge.domain.transport import Transport
+from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.http.admin import Admin
+from appservice_bridge.http.admin_auth import AdminAuth, Operator, Role
 from appservice_bridge.http.as_sync import AsSync
 from appservice_bridge.http.as_tokens import AsTokens
 from appservice_bridge.http.homeserver_keys import HomeserverKeys
@@ -48,19 +48,15 @@ from appservice_bridge.storage.notifications import CAPTURE, OUTBOX, listen, not
 
 log = structlog.get_logger(__name__)
 
-LONGEST_LINE_BYTES: Final = 65_536  # of a request's head; more than any id or alias takes
-STOP_SECONDS: Final = 25.0  # after SIGTERM; a database that does not answer by then is left
-
-
-class AddressTakenError(BridgeError):
-    """Something else listens where the bridge should."""
-
-    def __init__(self, which: str, endpoint: Endpoint, reason: str) -> None:
-        super().__init__(f"listen.{which}: cannot listen on {endpoint}: {reason}")
+LONGEST_WAIT_SECONDS: Final = 3.0  # for leases; a door has to open even without a database
 
 
 class Worker:
-    """Everything one process does; any number of them share a database."""
+    """Everything a process does by one configuration; any number of them share a database.
+
+    A reload is a second one in the same process: it begins as a worker with other registrations
+    on the same database would, and the first is stopped.
+    """
 
     def __init__(
         self,
@@ -68,8 +64,12 @@ class Worker:
         owners: Owners,
         database: Database,
         session: aiohttp.ClientSession,
+        reloads: Reloads | None = None,
     ) -> None:
-        self._of = of
+        self.of = of
+        self.serving = asyncio.Event()
+        self._waiting: list[str] = []
+        self._reloads = reloads or Reloads()
         self._owners = owners
         self._database = database
         homeserver, budget = of.config.homeserver, of.config.budget.limits()
@@ -106,38 +106,49 @@ class Worker:
             budget=budget,
         )
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set; then finish what is in flight.
+    async def begin(self) -> None:
+        """Make the registrations the ones that intake routes by, here and at other workers.
+
+        Dying before the commit changes nothing; after it, facts wait in the log until a worker
+        with these registrations runs.
+
+        Raises:
+            DatabaseUnavailableError: do it again; it may have happened.
+        """
+        async with self._database.transaction() as conn:
+            epoch = await current_epoch(conn)
+        self._waiting = await self._announce(epoch)
+
+    async def run(self, doors: Doors, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set; then finish what is in flight. `begin` comes before.
+
+        The doors lead here once this worker may send: whoever was behind them before goes on
+        until then, and `serving` tells.
 
         Raises:
             AddressTakenError: relay or admin cannot listen.
         """
-        async with self._database.transaction() as conn:
-            epoch = await current_epoch(conn)
-        waiting = await self._announce(epoch)
-        listen_on = self._of.config.listen
-        admin = Admin(self._database, self._lanes.leases_hold)
+        admin = Admin(
+            self._database,
+            self._lanes.leases_hold,
+            auth=AdminAuth(operators(self.of)),
+            reloads=self._reloads,
+        )
         relay = self._relay.application()
         for more in (self._ingest, self._as_sync, self._poll):
             more.add_to(relay)
-        sites = [
-            await self._serve("relay", relay, listen_on.relay),
-            await self._serve("admin", admin.application(), listen_on.admin),
-        ]
-        log.info("worker.started", relay=str(listen_on.relay), admin=str(listen_on.admin))
         try:
             async with asyncio.TaskGroup() as group:
-                going_live = group.create_task(self._go_live(waiting), name="go-live")
+                going_live = group.create_task(self._go_live(self._waiting), name="go-live")
                 self._start(group, stop)
+                await set_within(self._lanes.may_send, LONGEST_WAIT_SECONDS)
+                await doors.open_to(relay, admin.application())
+                self.serving.set()
                 await stop.wait()
                 going_live.cancel()
                 self._intake.wake.set()  # so that it sees the stop now
-                limit = asyncio.get_running_loop().call_later(STOP_SECONDS, self._database.abandon)
-            limit.cancel()
         finally:
-            for site in sites:
-                await site.cleanup()
-        log.info("worker.stopped")
+            await doors.leave(relay)
 
     def _start(self, group: asyncio.TaskGroup, stop: asyncio.Event) -> None:
         """Begin with all that ends with `stop`."""
@@ -146,7 +157,7 @@ class Worker:
             "listen": listen(self._database.dsn, wakes, stop),
             "intake": self._intake.run(stop),
             "lanes": self._lanes.run(stop),
-            "purge": run_purge(self._database, stop, retention(self._of)),
+            "purge": run_purge(self._database, stop, retention(self.of)),
             "forgetting": run_forgetting(self._database, stop),
             "waker": self._waker.run(stop),
             "watchkeeper": self._watchkeeper.run(stop),
@@ -194,25 +205,13 @@ class Worker:
             async with self._database.transaction() as conn:
                 await notify(conn, OUTBOX)
 
-    async def _serve(self, which: str, app: web.Application, at: Endpoint) -> web.AppRunner:
-        runner = web.AppRunner(
-            app, access_log=None, shutdown_timeout=5, max_line_size=LONGEST_LINE_BYTES
-        )
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, at.host, at.port, ssl_context=self._tls()).start()
-        except OSError as error:
-            await runner.cleanup()
-            raise AddressTakenError(which, at, error.strerror or str(error)) from error
-        return runner
 
-    def _tls(self) -> ssl.SSLContext | None:
-        listen_on = self._of.config.listen
-        if listen_on.tls_cert_file is None:
-            return None
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(listen_on.tls_cert_file, listen_on.tls_key_file)
-        return context
+def operators(of: Loaded) -> list[Operator]:
+    """Who may use the admin port."""
+    return [
+        Operator(name=each.name, role=Role[each.role.upper()], token=each.token)
+        for each in of.config.admin.tokens
+    ]
 
 
 def retention(of: Loaded) -> Retention:

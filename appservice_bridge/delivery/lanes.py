@@ -26,7 +26,6 @@ from appservice_bridge.storage.notifications import OUTBOX, notify
 log = structlog.get_logger(__name__)
 
 LEASE_SECONDS: Final = 10.0
-AT_ONCE_SECONDS: Final = 0.2  # after which a worker that ends hands its idle lanes back
 LOOK_SECONDS: Final = 0.5  # how soon another worker's append, or end of a rest, is seen
 
 
@@ -65,6 +64,7 @@ class Lanes:
         self.connected = ConnectedLanes(self._holds, self._clock)
         self.polls = Polls(self._holds)
         self.changed = asyncio.Event()
+        self.may_send = asyncio.Event()  # leases held once; `leases_hold` says whether they do
 
     def leases_hold(self) -> bool:
         """Whether this worker may send now."""
@@ -97,20 +97,19 @@ class Lanes:
             await self._hand_back()
 
     async def _finish(self, seconds: float) -> None:
-        """End all lanes; those that have nothing in flight do not wait for the others."""
+        """End all lanes, and hand each back when it has, so that none waits for a slow one."""
         for lane in self._lanes.values():
             lane.leave()
-        if not await self._served_within(AT_ONCE_SECONDS):
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + seconds
+        while self._serving and clock() < deadline:
+            await asyncio.wait(
+                self._serving, timeout=deadline - clock(), return_when=asyncio.FIRST_COMPLETED
+            )
             with suppress(DatabaseUnavailableError):
                 await self._give_up_ended()
-            await self._served_within(seconds)
         for task in self._serving:
             task.cancel()
-
-    async def _served_within(self, seconds: float) -> bool:
-        if self._serving:
-            await asyncio.wait(self._serving, timeout=seconds)
-        return not self._serving
 
     async def _keep_leases(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -129,6 +128,7 @@ class Lanes:
             if not self._clock.holds:
                 self.changed.set()  # there are lanes to look for
             self._clock.extend(asked_at + LEASE_SECONDS)
+            self.may_send.set()
             await asyncio.sleep(LEASE_SECONDS / 4)
 
     async def _look_around(self, group: asyncio.TaskGroup, stop: asyncio.Event) -> None:

@@ -13,6 +13,7 @@ import aiohttp
 import yaml
 
 from appservice_bridge.cli.context import owners
+from appservice_bridge.cli.doors import Doors
 from appservice_bridge.cli.worker import Worker
 from appservice_bridge.config.loading import Loaded, load
 from appservice_bridge.delivery.connections import QuietConnector
@@ -102,7 +103,8 @@ async def worker(files: Files) -> AsyncIterator[Worker]:
         asyncio.TaskGroup() as group,
     ):
         one = Worker(of, owners(of), database, session)
-        group.create_task(one.run(stop))
+        await one.begin()
+        group.create_task(one.run(Doors(of.config.listen), stop))
         await ready(files)
         try:
             yield one

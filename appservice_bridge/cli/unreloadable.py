@@ -1,0 +1,24 @@
+"""What of a configuration only a restart can change."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from appservice_bridge.config.faults import Fault
+from appservice_bridge.config.loading import Loaded
+
+_FIXED: Final = ("database", "database_password_file", "data_dir", "listen")
+
+
+def needing_restart(config: Path, before: Loaded, after: Loaded) -> list[Fault]:
+    """A fault for each key that differs and is bound to what was opened at the start."""
+    return [
+        Fault(file=str(config), reason=f"{key}: has changed, which needs a restart")
+        for key in _changed(before, after)
+    ]
+
+
+def _changed(before: Loaded, after: Loaded) -> Iterator[str]:
+    for key in _FIXED:
+        if getattr(before.config, key) != getattr(after.config, key):
+            yield key

@@ -1,0 +1,65 @@
+"""The watch of files: what changed is told once, and only when it is whole."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from appservice_bridge.config.watching import FileWatch
+
+PATTERNS = ("*.reg",)
+
+
+@pytest.fixture
+def watch(tmp_path: Path) -> FileWatch:
+    (tmp_path / "bridge.yaml").write_text("a")
+    (tmp_path / "one.reg").write_text("1")
+    watch = FileWatch(tmp_path / "bridge.yaml")
+    assert [watch.changed(PATTERNS) for _ in range(3)] == [False, True, False]
+    return watch
+
+
+@pytest.mark.parametrize("name", ["bridge.yaml", "one.reg", "new.reg"])
+def test_a_change_is_told_once_after_two_equal_looks(
+    watch: FileWatch, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text("2")
+    assert [watch.changed(PATTERNS) for _ in range(4)] == [False, True, False, False]
+
+
+def test_a_file_that_is_still_written_is_not_told(watch: FileWatch, tmp_path: Path) -> None:
+    for n in range(2, 9):
+        (tmp_path / "one.reg").write_text(str(n))
+        assert not watch.changed(PATTERNS)
+    assert watch.changed(PATTERNS)
+
+
+def test_a_file_that_an_editor_moves_away_for_a_moment_is_not_told(
+    watch: FileWatch, tmp_path: Path
+) -> None:
+    (tmp_path / "one.reg").rename(tmp_path / "one.old")
+    assert not watch.changed(PATTERNS)
+    (tmp_path / "one.old").rename(tmp_path / "one.reg")
+    assert [watch.changed(PATTERNS) for _ in range(3)] == [False, False, False]
+
+
+def test_the_same_content_at_another_time_is_no_change(watch: FileWatch, tmp_path: Path) -> None:
+    (tmp_path / "two").write_text("1")
+    (tmp_path / "two").replace(tmp_path / "one.reg")
+    assert [watch.changed(PATTERNS) for _ in range(3)] == [False, False, False]
+
+
+def test_a_second_change_within_one_tick_of_the_clock_is_seen(
+    watch: FileWatch, tmp_path: Path
+) -> None:
+    now = time.time()
+    for text in ("2", "3"):
+        (tmp_path / "one.reg").write_text(text)
+        os.utime(tmp_path / "one.reg", (now, now))
+        assert [watch.changed(PATTERNS) for _ in range(3)] == [False, True, False]
+
+
+def test_a_file_that_goes_is_a_change(watch: FileWatch, tmp_path: Path) -> None:
+    (tmp_path / "one.reg").unlink()
+    assert [watch.changed(PATTERNS) for _ in range(3)] == [False, True, False]
