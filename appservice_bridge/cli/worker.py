@@ -20,6 +20,7 @@ from appservice_bridge.delivery.purge import Retention, run_purge
 from appservice_bridge.domain.capture import CaptureMode
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.reloading import Reloads
+from appservice_bridge.domain.tokens import Tokens
 from appservice_bridge.domain.transport import Transport
 from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.http.admin import Admin
@@ -37,7 +38,7 @@ from appservice_bridge.routing.forgetting import run_forgetting
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.routing.seeding import OtherRegistrationsError
 from appservice_bridge.sources.watchkeeper import Watchkeeper
-from appservice_bridge.storage import capture_state
+from appservice_bridge.storage import capture_state, tokens
 from appservice_bridge.storage.database import (
     Database,
     DatabaseUnavailableError,
@@ -45,6 +46,7 @@ from appservice_bridge.storage.database import (
 )
 from appservice_bridge.storage.identity import current_epoch
 from appservice_bridge.storage.notifications import CAPTURE, OUTBOX, listen, notify
+from appservice_bridge.storage.registrations import wait_for_gate
 
 log = structlog.get_logger(__name__)
 
@@ -74,6 +76,7 @@ class Worker:
         self._database = database
         homeserver, budget = of.config.homeserver, of.config.budget.limits()
         registrations = {each.id: each for each in of.registrations}
+        self._tokens = Tokens(registrations)
         self._intake = Intake(database, owners, self._appended, budget)
         leading_to = destinations(of, owners)
         self._lanes = Lanes(
@@ -104,6 +107,7 @@ class Worker:
             self._lanes.changed.set,
             before=self._synapse,
             budget=budget,
+            tokens=self._tokens,
         )
 
     async def begin(self) -> None:
@@ -118,6 +122,16 @@ class Worker:
         async with self._database.transaction() as conn:
             epoch = await current_epoch(conn)
         self._waiting = await self._announce(epoch)
+        await self._accept_tokens()
+
+    async def _accept_tokens(self) -> None:
+        """Begin with the time of grace of tokens that were replaced."""
+        async with self._database.transaction() as conn:
+            await wait_for_gate(conn)  # one worker at a time
+            grace = self.of.config.token_grace_seconds
+            await tokens.announce(conn, self.of.registrations, grace_seconds=grace)
+            former = await tokens.former(conn)
+        self._tokens.accept(former, now=asyncio.get_running_loop().time())
 
     async def run(self, doors: Doors, stop: asyncio.Event) -> None:
         """Serve until `stop` is set; then finish what is in flight. `begin` comes before.

@@ -19,7 +19,6 @@ from appservice_bridge.config.faults import ConfigError, Fault
 from appservice_bridge.config.files import read_secret
 from appservice_bridge.config.values import (
     Bytes,
-    DeliveredSeconds,
     DiskBytes,
     Endpoint,
     HttpUrl,
@@ -32,6 +31,7 @@ from appservice_bridge.config.values import (
     SecretFile,
     ServerName,
     Switch,
+    TermSeconds,
     TextFile,
     TimeToLive,
     VerifyKey,
@@ -146,7 +146,7 @@ class Delivery(Section):
     max_body_bytes: Bytes = 900_000
     timeout_seconds: Seconds = 60.0
     backoff: Backoff = Backoff()
-    keep_delivered_seconds: DeliveredSeconds = 0.0
+    keep_delivered_seconds: TermSeconds = 0.0
     expire: Expire = Expire()
 
     def policy(self) -> policy.DeliveryPolicy:
@@ -190,7 +190,7 @@ class AppserviceSection(Section):
     max_body_bytes: Bytes | None = None
     timeout_seconds: Seconds | None = None
     backoff: BackoffOverride = BackoffOverride()
-    keep_delivered_seconds: DeliveredSeconds | None = None
+    keep_delivered_seconds: TermSeconds | None = None
     expire: ExpireOverride = ExpireOverride()
 
     def delivery(self, general: Delivery) -> Delivery:
@@ -285,6 +285,9 @@ class AppserviceSettings:
 class Config(Section):
     """The whole configuration; paths are absolute, secrets stay in their files.
 
+    For `token_grace_seconds` after a registration's token was replaced, the former one is accepted
+    from the homeserver, or the appservice, as well.
+
     The fields are in the order in which checks need each other's values.
     """
 
@@ -296,6 +299,7 @@ class Config(Section):
     registrations: tuple[PlainText, ...] = ("registrations/*.yaml",)
     delivery: Delivery = Delivery()
     appservices: dict[str, AppserviceSection] = {}
+    token_grace_seconds: TermSeconds = 3600.0
     budget: Budget = Budget()
     admin: Admin = Admin()
 

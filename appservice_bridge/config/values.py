@@ -211,9 +211,10 @@ VerifyKey = Annotated[str, AfterValidator(verify_key)]
 PlainText = Annotated[str, AfterValidator(plain_text)]
 Seconds = Annotated[float, BeforeValidator(_number), Field(gt=0, le=3600, allow_inf_nan=False)]
 """A duration in seconds: above zero, an hour at most."""
-DeliveredSeconds = Annotated[
+TermSeconds = Annotated[
     float, BeforeValidator(_number), Field(ge=0, le=30 * 86_400, allow_inf_nan=False)
 ]
+"""A duration in seconds: none, or thirty days at most."""
 TimeToLive = Annotated[
     float, BeforeValidator(_number), Field(ge=0, le=7 * 86_400, allow_inf_nan=False)
 ]

@@ -1,7 +1,7 @@
 """What the homeserver takes for the appservice: the whole Application Service API."""
 
+import asyncio
 from collections.abc import Callable, Container, Mapping
-from secrets import compare_digest
 from typing import Final, Protocol
 
 import orjson
@@ -11,6 +11,7 @@ from aiohttp import web
 from appservice_bridge.domain.budget import Budget
 from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.registration import Registration
+from appservice_bridge.domain.tokens import TokenKind, Tokens
 from appservice_bridge.http.answers import error, matrix_errors
 from appservice_bridge.http.pass_through import PassThrough, has_url
 from appservice_bridge.http.wake_homeserver import (
@@ -77,8 +78,11 @@ class Relay:
         on_rest_ended: Callable[[], None],
         before: BeforeTransactions | None = None,
         budget: Budget = Budget(),  # noqa: B008 - frozen
+        tokens: Tokens | None = None,
     ) -> None:
         self._database = database
+        self._tokens = tokens or Tokens(registrations)
+        self._told_former: set[str] = set()
         self._registrations = registrations
         self._delivered = delivered
         self._pass_through = pass_through
@@ -213,10 +217,25 @@ class Relay:
         shown = _tokens(request)
         if not shown:
             return error(401, "M_MISSING_TOKEN", "the hs_token is missing")
-        if not all(compare_digest(token, registration.hs_token.encode()) for token in shown):
+        if not all(self._accepts(registration.id, token) for token in shown):
             log.warning("relay.wrong_token", appservice=registration.id)
             return error(403, "M_FORBIDDEN", "this is not the hs_token of this registration")
         return registration
+
+    def _accepts(self, appservice_id: str, token: bytes) -> bool:
+        """Whether it is the hs_token, or was until lately: the homeserver restarts to change it."""
+        if self._tokens.is_current(appservice_id, TokenKind.HS_TOKEN, token):
+            return True
+        now = asyncio.get_running_loop().time()
+        left = self._tokens.former_seconds(appservice_id, TokenKind.HS_TOKEN, token, now=now)
+        if left is not None and appservice_id not in self._told_former:
+            self._told_former.add(appservice_id)
+            mend = "give the homeserver the new registration"
+            seconds = round(left)
+            log.warning(
+                "relay.former_token", appservice=appservice_id, seconds_left=seconds, mend=mend
+            )
+        return left is not None
 
 
 def _tokens(request: web.Request) -> list[bytes]:
