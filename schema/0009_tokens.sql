@@ -6,3 +6,7 @@ create table appservice_token (
     accepted_until timestamptz,      -- null: it is in force
     primary key (appservice_id, kind, digest)
 );
+
+-- Of an appservice that was removed: if it ever comes back, no id is given out again that it may
+-- remember.
+alter table attached add column next_number bigint not null default 1;

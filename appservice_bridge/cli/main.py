@@ -15,6 +15,7 @@ from appservice_bridge.cli.migrate import migrate
 from appservice_bridge.cli.orders import pause, resume, retry
 from appservice_bridge.cli.ping import ping
 from appservice_bridge.cli.registration import registration
+from appservice_bridge.cli.removing import remove
 from appservice_bridge.cli.replay import replay
 from appservice_bridge.cli.resync import resync
 from appservice_bridge.cli.run import run
@@ -34,6 +35,7 @@ for look in (status, top, transactions, dead_letters, audit):
     app.command()(look)
 for order in (ping, pause, resume, retry, redrive, discard, replay, resync, backfill):
     app.command()(order)
+registration.command("remove")(remove)
 app.add_typer(registration, name="registration")
 
 

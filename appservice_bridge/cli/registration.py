@@ -23,7 +23,8 @@ from appservice_bridge.config.values import http_url
 from appservice_bridge.domain.registration import Registration, relay_path
 
 registration = typer.Typer(
-    help="Write a registration, or the homeserver's copy of one.", no_args_is_help=True
+    help="Write a registration or the homeserver's copy of one, or forget one.",
+    no_args_is_help=True,
 )
 
 NO_URL: Final = "null"

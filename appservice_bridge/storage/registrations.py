@@ -58,8 +58,10 @@ insert into outbox_head (appservice_id) values ($1) on conflict do nothing
 """
 
 ADD_LANE: Final = """
--- registrations.add_lane
-insert into lane (appservice_id, epoch) values ($1, $2) on conflict do nothing
+-- registrations.add_lane: of one that was removed the numbers go on
+insert into lane (appservice_id, epoch, next_number)
+values ($1, $2, coalesce((select next_number from attached where appservice_id = $1), 1))
+on conflict do nothing
 """
 
 OPEN_DB_TRANSACTIONS: Final = """

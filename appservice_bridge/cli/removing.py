@@ -1,0 +1,107 @@
+"""`registration remove`: everything that is kept of an appservice that is registered no longer."""
+
+from typing import Annotated, Final
+
+import structlog
+import typer
+
+from appservice_bridge.cli.check import ConfigOption
+from appservice_bridge.cli.context import finished, loaded
+from appservice_bridge.cli.embedded import reachable
+from appservice_bridge.config.loading import Loaded
+from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.storage import migrations, registrations, removal
+from appservice_bridge.storage.database import Connection, Database
+from appservice_bridge.storage.removal import Left
+from appservice_bridge.telemetry import logs
+
+log = structlog.get_logger(__name__)
+
+BATCH: Final = 5000
+
+
+class NotRemovedError(BridgeError):
+    """The appservice stays as it is; the message says what to do first."""
+
+    def __init__(self, appservice_id: str, reason: str) -> None:
+        super().__init__(f"{appservice_id} is not removed: {reason}")
+
+
+def remove(
+    appservice_id: Annotated[
+        str, typer.Argument(metavar="ID", help="The appservice's id, as its registration said.")
+    ],
+    config: ConfigOption,
+    discard_backlog: Annotated[
+        bool, typer.Option("--discard-backlog", help="Also lose what waits, and dead letters.")
+    ] = False,
+) -> None:
+    """Forget an appservice whose registration was taken away, and all that is kept of it."""
+    logs.configure()
+    of = loaded(config)
+    gone = finished(_remove(of, appservice_id, discard_backlog=discard_backlog))
+    typer.echo(f"{appservice_id} is removed" + ("" if gone.nothing else f"; lost: {told(gone)}"))
+
+
+def told(left: Left) -> str:
+    """What waits or lies there, in words."""
+    counts = {
+        "items": left.items,
+        "transactions": left.transactions,
+        "device updates": left.device_updates,
+        "dead letters": left.dead_letters,
+    }
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+
+
+async def _remove(of: Loaded, appservice_id: str, *, discard_backlog: bool) -> Left:
+    """Dying in between leaves nothing that would be sent; run it again to forget the rest."""
+    if any(one.id == appservice_id for one in of.registrations):
+        reason = "its registration is among those of the config; take it away first"
+        raise NotRemovedError(appservice_id, reason)
+    with reachable(of) as dsn:
+        async with Database.open(dsn, max_connections=1) as database:
+            async with database.transaction() as conn:
+                await migrations.require_current(conn)
+                gone = await _discarded(conn, appservice_id, discard_backlog=discard_backlog)
+            await _forget(database, appservice_id)
+    log.info("appservice.removed", appservice=appservice_id, items=gone.items)
+    return gone
+
+
+async def _discarded(conn: Connection, appservice_id: str, *, discard_backlog: bool) -> Left:
+    """Let nothing wait for it; what did.
+
+    Raises:
+        NotRemovedError: nothing was done.
+    """
+    await registrations.wait_for_gate(conn)
+    known = await removal.known(conn)
+    if appservice_id not in known:
+        reason = f"nothing is known of it; known: {', '.join(known) or 'none'}"
+        raise NotRemovedError(appservice_id, reason)
+    await _require_unused(conn, appservice_id)
+    left = await removal.left(conn, appservice_id)
+    if not left.nothing and not discard_backlog:
+        reason = f"{told(left)} would be lost; --discard-backlog loses them"
+        raise NotRemovedError(appservice_id, reason)
+    await removal.discard(conn, appservice_id)
+    return left
+
+
+async def _require_unused(conn: Connection, appservice_id: str) -> None:
+    if await removal.in_use(conn, appservice_id):
+        reason = "a worker that runs still has its registration; let it reload first"
+        raise NotRemovedError(appservice_id, reason)
+
+
+async def _forget(database: Database, appservice_id: str) -> None:
+    for step in range(removal.STEPS):
+        forgotten = BATCH
+        while forgotten == BATCH:
+            async with database.transaction() as conn:
+                forgotten = await removal.forget_batch(conn, step, appservice_id, size=BATCH)
+    async with database.transaction() as conn:
+        await registrations.wait_for_gate(conn)
+        await _require_unused(conn, appservice_id)
+        await removal.forget_rest(conn, appservice_id)
