@@ -66,6 +66,7 @@ class Generations:
         self._doors = Doors(of.config.listen)
         self._running: list[_Running] = []
         self._told: ReloadOutcome | None = None
+        self._begun_in_vain = False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set; then finish what is in flight.
@@ -111,6 +112,8 @@ class Generations:
         while True:
             await self.reloads.begin()
             outcome = await self._reload(group)
+            if self._begun_in_vain and isinstance(outcome, ReloadRefused):
+                await self._begin_as_before(group)
             self._tell(outcome)
             self.reloads.finish(outcome)
             if isinstance(outcome, ReloadWaits):
@@ -120,7 +123,7 @@ class Generations:
     async def _reload(self, group: asyncio.TaskGroup) -> ReloadOutcome:
         try:
             of = await self._read()
-            if (of.config, of.registrations) == (self._of.config, self._of.registrations):
+            if _same(self._of, of) and not self._begun_in_vain:
                 return Unchanged()
             await self._replace(group, of)
         except ConfigError as error:
@@ -130,6 +133,12 @@ class Generations:
         except BridgeError as error:
             return ReloadRefused(reasons=(str(error),))
         return Reloaded()
+
+    async def _begin_as_before(self, group: asyncio.TaskGroup) -> None:
+        try:
+            await self._replace(group, self._of)
+        except BridgeError as error:  # the next look at what was refused tries it again
+            log.error("config.not_restored", reason=str(error))
 
     async def _read(self) -> Loaded:
         """A sound configuration that this process can change to.
@@ -151,21 +160,23 @@ class Generations:
     async def _replace(self, group: asyncio.TaskGroup, of: Loaded) -> None:
         """Start a worker by `of`, and when it serves stop the one before it.
 
-        If it cannot begin, the one before it goes on, and says so to all.
+        If it cannot begin, the one before it goes on; but its registrations may be the ones no
+        longer, and one like it has to begin to make them so again.
         """
-        worker = Worker(of, owners(of), self._database, self._session, self.reloads)
+        before = self._running[-1].worker if self._running else None
+        worker = Worker(of, owners(of), self._database, self._session, self.reloads, before)
         try:
             await worker.begin()
-        except BridgeError as error:
-            if self._running and not isinstance(error, DatabaseUnavailableError):
-                await self._running[-1].worker.begin()
+        except BridgeError:
+            self._begun_in_vain = True
             raise
+        self._begun_in_vain = False
         stop = asyncio.Event()
         task = group.create_task(worker.run(self._doors, stop), name="worker")
-        before, self._running = self._running, [_Running(worker=worker, stop=stop, task=task)]
-        self._running += (one for one in before if not one.task.done())
+        older = [one for one in self._running if not one.task.done()]
+        self._running = [*older, _Running(worker=worker, stop=stop, task=task)]
         await worker.serving.wait()
-        for one in before:
+        for one in older:
             one.stop.set()
         changed, self._of = redirected(self._of, of), of
         await self._end_rests(changed)
@@ -198,6 +209,10 @@ class Generations:
                     log.error("config.refused", reason=reason)
             case ReloadWaits(reason=reason):
                 log.warning("config.waits", reason=reason)
+
+
+def _same(one: Loaded, other: Loaded) -> bool:
+    return (one.config, one.registrations) == (other.config, other.registrations)
 
 
 def redirected(before: Loaded, after: Loaded) -> list[str]:

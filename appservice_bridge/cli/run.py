@@ -114,7 +114,7 @@ async def _work(
         ):
             group.create_task(require_running(server, stop), name="embedded")
             generations = Generations(config, of, database, session)
-            hangups.tell(generations.ask)
+            hangups.tell(lambda: loop.call_soon_threadsafe(generations.ask))
             try:
                 await generations.run(stop)
             finally:

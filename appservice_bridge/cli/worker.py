@@ -67,6 +67,7 @@ class Worker:
         database: Database,
         session: aiohttp.ClientSession,
         reloads: Reloads | None = None,
+        before: "Worker | None" = None,
     ) -> None:
         self.of = of
         self.serving = asyncio.Event()
@@ -88,8 +89,13 @@ class Worker:
         )
         self._synapse = synapse_side(of, owners, database, session, self._lanes.appended)
         self._watchkeeper = Watchkeeper(database, budget, reads_synapse=self._synapse is not None)
-        self._waker = HomeserverWaker(
-            database, session, homeserver.url, owners.registrations, budget
+        self.waker: HomeserverWaker = HomeserverWaker(
+            database,
+            session,
+            homeserver.url,
+            owners.registrations,
+            budget,
+            waiting=None if before is None else before.waker.left_over(owners.registrations),
         )
         keys = HomeserverKeys(
             session, homeserver.url, homeserver.server_name, homeserver.verify_keys
@@ -103,7 +109,7 @@ class Worker:
             registrations,
             owners.registrations,
             PassThrough(session),
-            self._waker,
+            self.waker,
             self._lanes.changed.set,
             before=self._synapse,
             budget=budget,
@@ -173,7 +179,7 @@ class Worker:
             "lanes": self._lanes.run(stop),
             "purge": run_purge(self._database, stop, retention(self.of)),
             "forgetting": run_forgetting(self._database, stop),
-            "waker": self._waker.run(stop),
+            "waker": self.waker.run(stop),
             "watchkeeper": self._watchkeeper.run(stop),
         }
         for name, work in tasks.items():

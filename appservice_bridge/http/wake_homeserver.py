@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 from urllib.parse import quote
 
@@ -52,15 +52,23 @@ class HomeserverWaker:
         homeserver_url: str,
         registrations: Mapping[str, Registration],
         budget: Budget = Budget(),  # noqa: B008 - frozen
+        waiting: Collection[str] | None = None,
     ) -> None:
         self._database = database
         self._budget = budget
         self._session = session
         self._homeserver_url = homeserver_url.rstrip("/")
         self._registrations = registrations
-        self._waiting = set(registrations)  # the bridge may have been away: all at the start
+        # The bridge may have been away: all at the start, unless someone was here before.
+        self._waiting = set(registrations) & set(registrations if waiting is None else waiting)
         self._refused = asyncio.Event()
         self._at_once = asyncio.Semaphore(_AT_ONCE)
+
+    def left_over(self, appservice_ids: Collection[str]) -> set[str]:
+        """Of these, those it has not woken yet, and those it does not know."""
+        return {
+            id_ for id_ in appservice_ids if id_ in self._waiting or id_ not in self._registrations
+        }
 
     def refused(self, appservice_id: str) -> None:
         """The homeserver was answered 503 and rests now."""

@@ -1,16 +1,21 @@
 """Configuration and registrations change under a worker that runs; nothing stops for it."""
 
 import asyncio
+import os
 import signal
 import sys
 from pathlib import Path
 
+import asyncpg
 import pytest
 
+from appservice_bridge.dev.postgres import EmbeddedPostgres
+from appservice_bridge.storage.migrations import migrate
 from tests.delivery.test_kills import held_at, its_lease_ran_out, somebody_waits
 from tests.support.appservice import Appservice, Request, appservice, ok
 from tests.support.bridge import Files, ready, registration, worker_process, write_files
 from tests.support.facts import Connection, capture
+from tests.support.relaying import homeserver
 from tests.support.reloading import (
     Sender,
     change,
@@ -93,11 +98,11 @@ async def test_ten_reloads_fail_no_request_and_lose_double_and_reorder_nothing(
 ) -> None:
     async with appservice() as odd, appservice() as even:
         files = files_for(tmp_path, database, even)
-        sender = Sender(files=files)
+        sender = Sender(files=files)  # which goes on with the first hs_token
         async with worker_process(files), operator(files) as op:
             async with sender.sending():
                 for n in range(1, 11):
-                    register(files, of_bot((even, odd)[n % 2].url))
+                    register(files, of_bot((even, odd)[n % 2].url, hs_token=f"hs_{n}"))
                     assert await op.reload() == "reloaded"
                     await asyncio.sleep(0.2)
             async with asyncio.timeout(40):
@@ -109,11 +114,9 @@ async def test_ten_reloads_fail_no_request_and_lose_double_and_reorder_nothing(
                 while await pg.fetchval("select count(*) from appservice_bridge.capture_log"):
                     await asyncio.sleep(0.1)
             await asyncio.sleep(0.5)
-    taken = in_order(*odd.taken, *even.taken)
-    events = [event["event_id"] for one in taken for event in one.items("events")]
     assert sender.failed == []
     assert sender.sent > 20
-    assert events == [f"${n}" for n in range(1, sender.sent + 1)]
+    assert events(odd, even) == [f"${n}" for n in range(1, sender.sent + 1)]
     assert odd.taken
     assert even.taken
 
@@ -223,6 +226,79 @@ async def test_what_needs_a_restart_is_refused_by_name(database: str, tmp_path: 
     ]
 
 
+async def test_a_database_that_is_away_is_waited_for_and_the_reload_is_done_then(
+    tmp_path: Path,
+) -> None:
+    with EmbeddedPostgres(tmp_path / "postgres") as server:
+        conn = await asyncpg.connect(server.dsn())
+        await migrate(conn)
+        await conn.close()
+        async with appservice() as old, appservice() as new:
+            files = files_for(tmp_path / "bridge", server.dsn(), old)
+            async with worker_process(files), operator(files) as op:
+                os.kill(server.child.pid, signal.SIGKILL)
+                await asyncio.sleep(1)
+                register(files, of_bot(new.url))
+                assert await op.reload() == "waits"
+                assert (await op.ask("GET", "/ready"))[0] == 503
+                await asyncio.to_thread(server.start)
+                await op.until_reload("reloaded")
+                async with homeserver(files) as hs:
+                    assert await hs.push("1", b'{"events":[{"event_id":"$1"}]}') == 200
+                await new.until(lambda: len(new.events) == 1)
+    assert old.requests == []
+
+
+async def test_a_reload_that_may_have_begun_is_undone_when_the_files_are_as_they_were(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    cut = """
+        select pg_terminate_backend(pid) from pg_stat_activity
+         where application_name = 'appservice_bridge' and datname = current_database()"""
+    async with appservice() as old, appservice() as new:
+        files = files_for(tmp_path, database, old)
+        async with worker_process(files) as one, operator(files) as op:
+            await op.until_reload("unchanged")
+            async with held_at(pg, database, "insert on appservice_bridge.attached"):
+                register(files, of_bot(new.url))
+                hang_up(one)
+                await somebody_waits(pg)
+                register(files, of_bot(old.url))
+                await pg.execute(cut)
+                await op.until_reload("waits")
+            await op.until_reload("reloaded")
+            await capture(pg, BOT, 1)
+            await old.until(lambda: len(old.to_device) == 1)
+    assert new.requests == []
+
+
+async def test_two_workers_that_reload_one_after_the_other_lose_and_double_nothing(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    async with appservice() as old, appservice() as new:
+        first, second = (files_for(tmp_path / name, database, old) for name in ("a", "b"))
+        sender = Sender(files=second)
+        changed = registration("bot", new.url, users=["@other_.*"])
+        async with worker_process(first), worker_process(second), operator(first) as op:
+            async with sender.sending():
+                register(first, changed)
+                assert await op.reload() == "reloaded"
+                await asyncio.sleep(1)  # the second still has the old one, and relays
+                register(second, changed)
+                async with operator(second) as other:
+                    await other.reload()
+                await asyncio.sleep(0.5)
+            await new.until(lambda: len(events(old, new)) == sender.sent, within=40)
+    assert sender.failed == []
+    assert events(old, new) == [f"${n}" for n in range(1, sender.sent + 1)]
+    assert new.taken
+
+
+def events(*receivers: Appservice) -> list[str]:
+    taken = in_order(*(request for one in receivers for request in one.taken))
+    return [event["event_id"] for one in taken for event in one.items("events")]
+
+
 async def test_reloads_that_are_asked_for_at_once_become_few(
     pg: Connection, database: str, tmp_path: Path
 ) -> None:
@@ -255,6 +331,9 @@ async def test_sighup_at_any_time_after_the_start_does_not_end_the_process(
                     process.send_signal(signal.SIGHUP)
                 await asyncio.sleep(0.05)
             await ready(files)
+            async with asyncio.timeout(20):
+                while "config.unchanged" not in log.read_text():
+                    await asyncio.sleep(0.05)
             process.send_signal(signal.SIGHUP)
             process.terminate()
             process.send_signal(signal.SIGHUP)
@@ -262,4 +341,3 @@ async def test_sighup_at_any_time_after_the_start_does_not_end_the_process(
         finally:
             if process.returncode is None:
                 process.kill()
-    assert "config.unchanged" in log.read_text()
