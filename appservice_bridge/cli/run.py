@@ -113,6 +113,7 @@ async def _work(
             asyncio.TaskGroup() as group,
         ):
             group.create_task(require_running(server, stop), name="embedded")
+            loop = asyncio.get_running_loop()
             generations = Generations(config, of, database, session)
             hangups.tell(lambda: loop.call_soon_threadsafe(generations.ask))
             try:
