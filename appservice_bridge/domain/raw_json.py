@@ -116,6 +116,17 @@ def require_small(content: str) -> None:
         raise MalformedError(f"content of more than {MAX_CONTENT_BYTES} bytes")
 
 
+def likeness(text: str) -> str:
+    """The same text for all JSON that says the same, however it is written.
+
+    Of what Python's reader cannot hold, and of what is no JSON, it is the text as it is.
+    """
+    try:
+        return json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+    except (ValueError, RecursionError):
+        return text
+
+
 def string(text: str) -> str:
     """The string that a member's raw value stands for.
 

@@ -13,8 +13,9 @@ from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.routing import key_only
+from appservice_bridge.routing.candidates import Candidate
 from appservice_bridge.routing.device_changes import DeviceChanges
-from appservice_bridge.routing.route import Candidate, route_rows
+from appservice_bridge.routing.route import route_rows
 from appservice_bridge.storage import (
     capture_log,
     dead_letters,

@@ -1,13 +1,12 @@
 """What a homeserver's own transaction tells of devices, under whichever names."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from appservice_bridge.domain.facts import is_text, is_user_id
-from appservice_bridge.domain.raw_json import MalformedError, elements, members, string
+from appservice_bridge.domain.raw_json import MalformedError, elements, likeness, members, string
 from appservice_bridge.routing.device_changes import fallback_types, key_counts
 from appservice_bridge.storage.capture_log import CapturedKind
 from appservice_bridge.storage.device_updates import KeyChange
@@ -38,15 +37,18 @@ _NO_SPACE: Final = str.maketrans("", "", " \t\n\r")
 
 
 class Message(NamedTuple):
-    """A to-device message as it was written; the digest tells its repeat in the same transaction.
+    """A to-device message as it was written.
 
-    Two messages of one transaction that are alike to the byte have different digests.
+    Attributes:
+        like: the same for all that say the same, however they are written.
+        number: among those of this transaction that say the same, from 1.
     """
 
     user_id: str
     device_id: str
     raw: str
-    digest: bytes
+    like: str
+    number: int
 
 
 class Malformed(NamedTuple):
@@ -99,13 +101,14 @@ def _read_messages(arrays: list[str], facts: NativeFacts) -> None:
     for array in arrays:
         seen: Counter[str] = Counter()
         for raw in _parts(CapturedKind.TO_DEVICE, array, facts):
-            seen[raw] += 1
-            if seen[raw] > taken[raw]:
-                _read_message(raw, seen[raw], facts)
+            like = likeness(raw)
+            seen[like] += 1
+            if seen[like] > taken[like]:
+                _read_message(raw, like, seen[like], facts)
         taken |= seen
 
 
-def _read_message(raw: str, number: int, facts: NativeFacts) -> None:
+def _read_message(raw: str, like: str, number: int, facts: NativeFacts) -> None:
     try:
         message = members(raw)
         user_id = string(message.get("to_user_id", ""))
@@ -114,8 +117,7 @@ def _read_message(raw: str, number: int, facts: NativeFacts) -> None:
     except MalformedError as error:
         facts.malformed.append(Malformed(CapturedKind.TO_DEVICE, str(error), raw))
         return
-    digest = hashlib.sha256(f"{number}:{raw}".encode()).digest()
-    facts.messages.append(Message(user_id, device_id, raw, digest))
+    facts.messages.append(Message(user_id, device_id, raw, like, number))
 
 
 def _parts(kind: str, array: str, facts: NativeFacts) -> list[str]:

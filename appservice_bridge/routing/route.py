@@ -1,12 +1,9 @@
 """Captured rows to items: what is in a row, whose it is, and what can never be delivered."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
-from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.expiry import Fleeting
 from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.owners import Owners
@@ -20,22 +17,12 @@ from appservice_bridge.domain.raw_json import (
 )
 from appservice_bridge.domain.to_device import to_device_item
 from appservice_bridge.domain.transaction import Kind
-from appservice_bridge.routing.device_changes import (
-    DeviceChanges,
-    key_change,
-    list_change,
-    signatures,
-)
-from appservice_bridge.routing.native_fields import (
-    FIELDS,
-    Message,
-    NativeFacts,
-    read_native,
-    told_fields,
-)
+from appservice_bridge.routing.candidates import Candidate, KeyMissingError, Routing
+from appservice_bridge.routing.device_changes import key_change, list_change, signatures
+from appservice_bridge.routing.native_routing import count_native, route_native
 from appservice_bridge.storage.capture_log import Captured, CapturedKind
 from appservice_bridge.storage.dead_letters import Buried
-from appservice_bridge.storage.device_updates import DeviceKey, ListKey
+from appservice_bridge.storage.device_updates import DeviceKey
 from appservice_bridge.storage.ledger import LedgerKey
 from appservice_bridge.storage.outbox import Routed
 from appservice_bridge.storage.repeats import EventKey, InboxKey
@@ -45,75 +32,6 @@ MOST_ENTRIES: Final = 10_000
 
 _FLEETING: Final = {f'"{type_}"': type_ for type_ in Fleeting}  # as it is written in JSON
 _EPHEMERAL_FIELDS: Final = ("ephemeral", "de.sorunome.msc2409.ephemeral")
-
-
-class KeyMissingError(BridgeError):
-    """A row of the log does not say whose it is; roll back, and end the worker.
-
-    Whoever appends writes the key, so this is a fault of ours or another hand in the tables.
-    """
-
-    def __init__(self, row: Captured) -> None:
-        super().__init__(f"row {row.seq} of the capture log, a {row.kind}, has no key")
-        self.seq = row.seq
-        self.kind = row.kind
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """What becomes of one fact, if it is new.
-
-    Attributes:
-        key: tells a repeat; None where nothing can, and then every copy is new.
-        routed: one item per interested appservice.
-        buried: the same, where it cannot be delivered.
-        deleted: a device for which nothing that came before is delivered.
-    """
-
-    key: InboxKey | EventKey | None = None
-    routed: tuple[Routed, ...] = ()
-    buried: tuple[Buried, ...] = ()
-    deleted: tuple[DeviceKey, ...] = ()
-
-
-class Routing:
-    """What becomes of a batch of the log; filled row by row.
-
-    Attributes:
-        candidates: in the order of the log.
-        devices: what was said of devices.
-        foreign: users whom nobody owns.
-        counts: what goes to the ledger; repeats are counted by `only_new`.
-    """
-
-    def __init__(self) -> None:
-        self.candidates: list[Candidate] = []
-        self.devices = DeviceChanges()
-        self.foreign: set[str] = set()
-        self.counts: Counter[LedgerKey] = Counter()
-
-    def inbox_keys(self) -> list[InboxKey]:
-        """Keys of the to-device messages."""
-        return [c.key for c in self.candidates if isinstance(c.key, InboxKey)]
-
-    def event_keys(self) -> list[EventKey]:
-        """Keys of the room events."""
-        return [c.key for c in self.candidates if isinstance(c.key, EventKey)]
-
-    def only_new(self, fresh: set[InboxKey | EventKey]) -> list[Candidate]:
-        """The candidates that are no repeats, of those before or of each other; counts the rest."""
-        left = set(fresh)
-        new = []
-        for candidate in self.candidates:
-            if candidate.key is None or candidate.key in left:
-                new.append(candidate)
-                left.discard(candidate.key)
-            else:
-                for item in candidate.routed:
-                    self.counts[
-                        LedgerKey(item.appservice_id, item.kind, LedgerOutcome.REPEATED)
-                    ] += 1
-        return new
 
 
 def route_rows(rows: Iterable[Captured], owners: Owners) -> Routing:
@@ -140,7 +58,7 @@ def route_rows(rows: Iterable[Captured], owners: Owners) -> Routing:
                 _route_addressed(row, owners, routing)
             case unknown:
                 reason = "a kind of fact that this release does not know"
-                routing.candidates.append(_buried_whole(row, unknown, reason, row.body))
+                routing.bury_whole(row, unknown, reason, row.body)
     return routing
 
 
@@ -198,7 +116,7 @@ def _route_device_change(row: Captured, owners: Owners, routing: Routing) -> Non
         elif appservice_ids := _owning(row, row.user_id, owners, routing):
             _route_change_of_owned(row, row.user_id, appservice_ids, owners, routing)
     except MalformedError as error:
-        routing.candidates.append(_buried_whole(row, row.kind, str(error), row.body))
+        routing.bury_whole(row, row.kind, str(error), row.body)
 
 
 def _route_change_of_owned(
@@ -228,13 +146,13 @@ def _route_addressed(row: Captured, owners: Owners, routing: Routing) -> None:
     if row.appservice_id not in owners.registrations:
         routing.counts[LedgerKey(row.appservice_id, row.kind, LedgerOutcome.NO_TRANSPORT)] += 1
         return
-    made = _event if row.kind == CapturedKind.EVENT else _ephemeral
+    route = _route_event if row.kind == CapturedKind.EVENT else _route_ephemeral
     try:
         raw = decode(row.body)
     except MalformedError as error:
-        routing.candidates.append(_buried_whole(row, row.kind, str(error), row.body))
+        routing.bury_whole(row, row.kind, str(error), row.body)
         return
-    routing.candidates.append(made(row, raw))
+    route(row, raw, routing)
 
 
 def _item_or_key(row: Captured, user_id: str, device_id: str) -> bytes:
@@ -271,37 +189,38 @@ def _route_transaction(row: Captured, owners: Owners, routing: Routing) -> None:
     try:
         body = members(decode(row.body), any_depth=True)
     except MalformedError as error:
-        routing.candidates.append(_buried_whole(row, row.kind, str(error), row.body))
+        routing.bury_whole(row, row.kind, str(error), row.body)
         return
     if owners.native_fields:
-        _route_native(row, appservice_id, read_native(body), owners, routing)
+        route_native(row, appservice_id, body, owners, routing)
     else:
-        _count_native(appservice_id, body, routing)
+        count_native(appservice_id, body, routing)
     for raw in _entries(row, "event", body.get("events", "[]"), routing):
-        routing.candidates.append(_event(row, raw))
+        _route_event(row, raw, routing)
     field_name = next((name for name in _EPHEMERAL_FIELDS if name in body), None)
     if field_name is not None:
         for raw in _entries(row, "ephemeral", body[field_name], routing):
-            routing.candidates.append(_ephemeral(row, raw))
+            _route_ephemeral(row, raw, routing)
 
 
 def _entries(row: Captured, kind: str, array: str, routing: Routing) -> list[str]:
     try:
         return elements(array, most=MOST_ENTRIES)
     except MalformedError as error:
-        routing.candidates.append(_buried_whole(row, kind, str(error), array.encode()))
+        routing.bury_whole(row, kind, str(error), array.encode())
         return []
 
 
-def _event(row: Captured, raw: str) -> Candidate:
+def _route_event(row: Captured, raw: str, routing: Routing) -> None:
     try:
         event = members(raw)
         event_id = event.get("event_id")
         key = None if event_id is None else _event_key(row, string(event_id))
         require_small(event.get("content", "{}"))
     except MalformedError as error:
-        return _buried_whole(row, Kind.EVENT, str(error), raw.encode())
-    return Candidate(key=key, routed=(_routed(row, Kind.EVENT, raw),))
+        routing.bury_whole(row, Kind.EVENT, str(error), raw.encode())
+        return
+    routing.candidates.append(Candidate(key=key, routed=(_routed(row, Kind.EVENT, raw),)))
 
 
 def _event_key(row: Captured, event_id: str) -> EventKey:
@@ -309,13 +228,14 @@ def _event_key(row: Captured, event_id: str) -> EventKey:
     return EventKey(str(row.appservice_id), digest)
 
 
-def _ephemeral(row: Captured, raw: str) -> Candidate:
+def _route_ephemeral(row: Captured, raw: str, routing: Routing) -> None:
     try:
         type_ = members(raw).get("type")
     except MalformedError as error:
-        return _buried_whole(row, Kind.EPHEMERAL, str(error), raw.encode())
+        routing.bury_whole(row, Kind.EPHEMERAL, str(error), raw.encode())
+        return
     fleeting = _FLEETING.get(type_) if type_ is not None else None
-    return Candidate(routed=(_routed(row, Kind.EPHEMERAL, raw, fleeting),))
+    routing.candidates.append(Candidate(routed=(_routed(row, Kind.EPHEMERAL, raw, fleeting),)))
 
 
 def _routed(row: Captured, kind: Kind, raw: str, fleeting: Fleeting | None = None) -> Routed:
@@ -326,68 +246,3 @@ def _routed(row: Captured, kind: Kind, raw: str, fleeting: Fleeting | None = Non
         payload=raw.encode(),
         fleeting=fleeting,
     )
-
-
-def _buried_whole(row: Captured, kind: str, reason: str, payload: bytes) -> Candidate:
-    item = Buried(appservice_id=row.appservice_id or "", kind=kind, reason=reason, payload=payload)
-    return Candidate(buried=(item,))
-
-
-def _count_native(appservice_id: str, body: dict[str, str], routing: Routing) -> None:
-    """Drop what Synapse adds with its experimental flags on.
-
-    It carries no stream id, so it cannot be told from what the triggers captured, and that is
-    delivered.
-    """
-    for name in told_fields(body):
-        routing.counts[LedgerKey(appservice_id, FIELDS[name], LedgerOutcome.NATIVE_DROPPED)] += 1
-
-
-def _route_native(
-    row: Captured, appservice_id: str, facts: NativeFacts, owners: Owners, routing: Routing
-) -> None:
-    """Take what the transaction tells of devices, for the appservice that it is for.
-
-    It comes before the events of the same transaction: a room key before what it opens.
-    """
-    routing.candidates += [
-        _buried_whole(row, each.kind, each.reason, each.raw.encode()) for each in facts.malformed
-    ]
-    for message in facts.messages:
-        if _wanted(row, message.user_id, Kind.TO_DEVICE, owners, routing):
-            routing.candidates.append(_native_message(row, appservice_id, message))
-    for user_id, device_id, change in facts.keys:
-        if _wanted(row, user_id, CapturedKind.DEVICE_KEYS, owners, routing):
-            routing.devices.change_keys([appservice_id], user_id, device_id, change)
-    if owners.takes_encryption(appservice_id):
-        for user_id, listed in facts.lists.items():
-            routing.devices.lists[ListKey(appservice_id, user_id)] = listed
-
-
-def _wanted(row: Captured, user_id: str, kind: str, owners: Owners, routing: Routing) -> bool:
-    """Whether the appservice that a transaction is for takes what is a user's; counts if not."""
-    wanted = row.appservice_id in owners.of(user_id)
-    if not wanted:
-        routing.counts[LedgerKey(str(row.appservice_id), kind, LedgerOutcome.FOREIGN)] += 1
-    return wanted
-
-
-def _native_message(row: Captured, appservice_id: str, message: Message) -> Candidate:
-    """A homeserver may send a transaction again under its id and with other counts in it."""
-    key = None
-    if row.device_id is not None:
-        parts = ("to_device", row.device_id.encode(), message.digest)
-        key = EventKey(appservice_id, hashlib.sha256(repr(parts).encode()).digest())
-    try:
-        payload = to_device_item(message.user_id, message.device_id, message.raw.encode())
-    except MalformedError as error:
-        return _buried_whole(row, Kind.TO_DEVICE, str(error), message.raw.encode())
-    item = Routed(
-        appservice_id=appservice_id,
-        kind=Kind.TO_DEVICE,
-        captured_at=row.captured_at,
-        payload=payload,
-        user_id=message.user_id,
-        device_id=message.device_id,
-    )
-    return Candidate(key=key, routed=(item,))

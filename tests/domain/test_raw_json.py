@@ -14,6 +14,7 @@ from appservice_bridge.domain.raw_json import (
     MalformedError,
     decode,
     elements,
+    likeness,
     members,
     value_end,
 )
@@ -244,3 +245,30 @@ def _first_value(text: str) -> object:
 def test_more_elements_than_are_wanted_are_not_even_read() -> None:
     with pytest.raises(MalformedError, match="more than 3 elements"):
         elements("[0,0,0,0,then rubbish", most=3)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ('{"a":1,"b":[true,null]}', ' { "b" : [true , null], "a": 1 } '),
+        ('"\\u00fc"', '"ü"'),
+        ('{"a":{"y":1,"x":2}}', '{"a":{"x":2,"y":1}}'),
+    ],
+)
+def test_what_says_the_same_is_alike(one: str, other: str) -> None:
+    assert likeness(one) == likeness(other)
+
+
+def test_what_says_something_else_is_not_alike_and_nothing_is_too_odd_to_compare() -> None:
+    odd = [
+        "[1,2]",
+        "[2,1]",
+        '"1"',
+        "1",
+        "true",
+        "{",
+        "[" * 5000,
+        "[1" + "0" * 5000 + "]",
+        '"\\ud800"',
+    ]
+    assert len({likeness(one) for one in odd}) == len(odd)

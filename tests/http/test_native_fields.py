@@ -120,6 +120,58 @@ async def test_a_transaction_that_comes_again_with_other_counts_brings_its_messa
     assert numbers(bot) == [1, 1, 2]
 
 
+async def test_a_transaction_that_comes_again_written_otherwise_brings_its_messages_once(
+    database: str, tmp_path: Path
+) -> None:
+    """Keys in another order, other spaces, other escapes, one message more, another name."""
+    messages = [message(n, content={"n": n, "key": "ü", "more": [1, 2]}) for n in (1, 1, 2)]
+    turned = [dict(reversed(one.items())) for one in messages]
+    others: list[bytes] = [
+        body(**{TO_DEVICE[0]: messages}),
+        json.dumps({TO_DEVICE[0]: turned, "events": []}, indent=3).encode(),
+        json.dumps({TO_DEVICE[1]: turned}, ensure_ascii=False).encode(),
+        body(**{TO_DEVICE[0]: turned, TO_DEVICE[1]: messages}),
+        body(**{TO_DEVICE[0]: [message(3), *turned]}),
+    ]
+    async with one_bot(tmp_path, database) as (bot, hs):
+        for one in others:
+            assert await hs.push("1", one) == 200
+        await hs.push("2", body(to_device=[message(9)]))
+        await bot.until(lambda: 9 in numbers(bot))
+    assert numbers(bot) == [1, 1, 2, 3, 9]
+
+
+async def test_two_transactions_that_say_the_same_are_two(database: str, tmp_path: Path) -> None:
+    async with one_bot(tmp_path, database) as (bot, hs):
+        for txn_id in ("1", "2", "1", "3"):
+            assert await hs.push(txn_id, body(to_device=[message(7)])) == 200
+        await hs.push("4", body(to_device=[message(9)]))
+        await bot.until(lambda: 9 in numbers(bot))
+    assert numbers(bot) == [7, 7, 7, 9]
+
+
+async def test_what_is_malformed_is_buried_once_however_often_its_transaction_comes(
+    pg: "asyncpg.Connection[asyncpg.Record]", database: str, tmp_path: Path
+) -> None:
+    bad = {
+        "to_device": [message(1, content=[]), message(2, to_user_id="nobody"), 5, 5],
+        LISTS[0]: {"changed": [1]},
+        COUNTS[0]: {BOT: {"DEV": []}},
+        "events": [{"event_id": 5}],
+        "ephemeral": "none",
+    }
+    async with one_bot(tmp_path, database) as (bot, hs):
+        for n in range(3):
+            assert await hs.push("1", body(**bad, n=n)) == 200
+        assert await hs.push("2", body(to_device=[5, message(9)])) == 200
+        await bot.until(lambda: 9 in numbers(bot))
+    buried = [row["kind"] for row in await pg.fetch(DEAD)]
+    kinds = ["device_keys", "device_list", "ephemeral", "event", *["to_device"] * 5]
+    assert sorted(buried) == kinds
+    told = "select sum(items) from appservice_bridge.ledger where outcome = 'repeated'"
+    assert await pg.fetchval(told) == 2 * 8
+
+
 @pytest.mark.parametrize(
     ("lists", "counts", "types"),
     [
