@@ -7,6 +7,7 @@ import asyncio
 import logging
 import random
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -40,7 +41,7 @@ class BatchRefusedError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Facts that are signed and ready to go.
+    """Facts that are signed and ready to go, for 29 days: then it is refused, unless it was taken.
 
     Whoever must not lose them when it dies itself stores both, and sends them again: under this
     id and with these bytes they are taken once.
@@ -51,15 +52,26 @@ class Batch:
 
 
 def sign_batch(
-    facts: Sequence[Mapping[str, Any]], *, origin: str, signing_key: Any, batch_id: str = ""
+    facts: Sequence[Mapping[str, Any]],
+    *,
+    origin: str,
+    signing_key: Any,
+    batch_id: str = "",
+    origin_server_ts: int | None = None,
 ) -> Batch:
-    """Make a batch; without an id it gets a random one.
+    """Make a batch; without an id it gets a random one, without a time in ms it is of now.
 
     Raises:
         ValueError: a fact holds what canonical JSON has no form for: NaN, a lone surrogate.
     """
     batch_id = batch_id or secrets.token_urlsafe(16)
-    batch = {"origin": origin, "batch_id": batch_id, "facts": list(facts)}
+    now_ms = int(time.time() * 1000)
+    batch = {
+        "origin": origin,
+        "origin_server_ts": now_ms if origin_server_ts is None else origin_server_ts,
+        "batch_id": batch_id,
+        "facts": list(facts),
+    }
     return Batch(
         batch_id=batch_id, body=encode_canonical_json(sign_json(batch, origin, signing_key))
     )

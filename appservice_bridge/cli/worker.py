@@ -100,7 +100,7 @@ class Worker:
         keys = HomeserverKeys(
             session, homeserver.url, homeserver.server_name, homeserver.verify_keys
         )
-        self._ingest = Ingest(database, owners, registrations, keys)
+        self._ingest = Ingest(database, owners, registrations, keys, budget)
         as_tokens = AsTokens(registrations, leading_to)
         self._as_sync = AsSync(as_tokens, self._lanes.connected)
         self._poll = Poll(as_tokens, self._lanes.polls)

@@ -11,6 +11,7 @@ from canonicaljson import encode_canonical_json
 
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.facts import (
+    LARGEST_INTEGER,
     MAX_ID_BYTES,
     Fact,
     RefusedFactError,
@@ -27,11 +28,15 @@ from appservice_bridge.domain.raw_json import (
 )
 
 MAX_FACTS: Final = 10_000
+MAX_AGE_DAYS: Final = 29
+"""A day less than batches are remembered: what is forgotten is too old to be taken again."""
+MAX_AHEAD_SECONDS: Final = 300
 MAX_ROWS: Final = 50_000
 """Of the log, for one batch: a device_list takes one for each user."""
 
 _NAME: Final = re.compile(r"[^\0\ud800-\udfff]+", re.DOTALL)
 _NOT_SIGNED: Final = frozenset({"signatures", "unsigned"})
+_TIME: Final = "origin_server_ts"
 
 # What canonical JSON has no form for is signed as Python's json writes it, so that one such fact
 # does not cost the batch: NaN, Infinity, and \udXXX for a surrogate that stands alone.
@@ -71,19 +76,33 @@ class Batch:
     """What came in; nothing is checked but its shape.
 
     Attributes:
+        origin_server_ts: when it was made, in ms since 1970, by the homeserver's clock.
         signed: the bytes that the signatures are of.
+        digest: the same for the same facts, whenever they were signed and by whichever key.
         signatures: server name to key id to unpadded base64, as they came.
     """
 
     batch_id: str
     origin: str
+    origin_server_ts: int
     signatures: object = field(repr=False)
     signed: bytes = field(repr=False)
+    digest: bytes = field(repr=False)
     facts: tuple[Piece, ...] = field(repr=False)
 
-    def digest(self) -> bytes:
-        """The same for the same facts, whichever key signed them: 32 bytes."""
-        return sha256(self.signed).digest()
+    def require_age(self, age_seconds: float) -> None:
+        """Refuse what may have been taken and forgotten, and what would be remembered too short.
+
+        Raises:
+            RefusedBatchError: it is of another time.
+        """
+        if age_seconds > MAX_AGE_DAYS * 86_400:
+            message = f"origin_server_ts is more than {MAX_AGE_DAYS} days ago"
+        elif age_seconds < -MAX_AHEAD_SECONDS:
+            message = f"origin_server_ts is more than {MAX_AHEAD_SECONDS} seconds ahead"
+        else:
+            return
+        raise RefusedBatchError(400, "M_INVALID_PARAM", message + ", by the bridge's clock")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +135,9 @@ def read_batch(body: bytes) -> Batch:
         batch_id=_name(pieces, "batch_id"),
         origin=_name(pieces, "origin"),
         signatures=pieces["signatures"].value if "signatures" in pieces else None,
-        signed=_signed(pieces, facts),
+        origin_server_ts=_time(pieces),
+        signed=_canonical_batch(pieces, facts, without=_NOT_SIGNED),
+        digest=sha256(_canonical_batch(pieces, facts, without=_NOT_SIGNED | {_TIME})).digest(),
         facts=facts,
     )
 
@@ -197,8 +218,19 @@ def _name(pieces: Mapping[str, Piece], name: str) -> str:
     return value
 
 
-def _signed(pieces: Mapping[str, Piece], facts: tuple[Piece, ...]) -> bytes:
-    """Canonical JSON of the batch without its signatures, out of that of its parts."""
-    parts = {name: piece.canonical for name, piece in pieces.items() if name not in _NOT_SIGNED}
+def _time(pieces: Mapping[str, Piece]) -> int:
+    value = pieces[_TIME].value if _TIME in pieces else None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise RefusedBatchError(400, "M_BAD_JSON", f"{_TIME} must be an integer: ms since 1970")
+    if not 0 <= value <= LARGEST_INTEGER:
+        raise RefusedBatchError(400, "M_INVALID_PARAM", f"{_TIME} is no time")
+    return value
+
+
+def _canonical_batch(
+    pieces: Mapping[str, Piece], facts: tuple[Piece, ...], *, without: Container[str]
+) -> bytes:
+    """Canonical JSON of the batch, out of that of its parts."""
+    parts = {name: piece.canonical for name, piece in pieces.items() if name not in without}
     parts["facts"] = b"[" + b",".join(piece.canonical for piece in facts) + b"]"
     return b"{" + b",".join(canonical(name) + b":" + parts[name] for name in sorted(parts)) + b"}"

@@ -3,12 +3,13 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Final
 
 import structlog
 from aiohttp import web
 
+from appservice_bridge.domain.budget import Budget
 from appservice_bridge.domain.facts import Fact
 from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.owners import Owners
@@ -17,14 +18,21 @@ from appservice_bridge.http.batch import Batch, RefusedBatchError, Verdict, judg
 from appservice_bridge.http.homeserver_keys import HomeserverKeys, KeysUnavailableError
 from appservice_bridge.http.signatures import require_signature
 from appservice_bridge.storage import ingest, ledger
-from appservice_bridge.storage.budget import OverBudgetError, is_used_up
-from appservice_bridge.storage.database import Database, DatabaseUnavailableError
+from appservice_bridge.storage.budget import OverBudgetError, is_used_up, over_budget
+from appservice_bridge.storage.database import Connection, Database, DatabaseUnavailableError
 from appservice_bridge.storage.ledger import LedgerKey
 
 log = structlog.get_logger(__name__)
 
 PATH: Final = "/_appservice_bridge/v1/facts/{batch_id:(?s:.+)}"
 _BATCH: Final = "batch"
+_WAITING: Final = frozenset({"to_device", "room_event", "ephemeral"})
+"""Kinds of facts that wait one by one, and so take room; of the others only the latest waits."""
+_NO_ROOM: Final = {
+    "status": "refused",
+    "errcode": "M_LIMIT_EXCEEDED",
+    "error": "too much waits for whoever it is for: send it again later, in another batch",
+}
 
 
 class Ingest:
@@ -44,11 +52,13 @@ class Ingest:
         owners: Owners,
         registered: Container[str],
         keys: HomeserverKeys,
+        budget: Budget = Budget(),  # noqa: B008 - frozen
     ) -> None:
         self._database = database
         self._owners = owners
         self._registered = registered
         self._keys = keys
+        self._budget = budget
 
     def add_to(self, app: web.Application) -> None:
         """Add the route to the relay's application, which bounds bodies and shapes errors."""
@@ -86,23 +96,44 @@ class Ingest:
 
     async def _take(self, batch: Batch) -> bytes:
         """Store a batch, unless it was; the body of its answer, which is the same either way."""
-        verdicts = await asyncio.to_thread(judge, batch, self._registered, self._wanted)
-        answer = json.dumps({"results": [verdict.told for verdict in verdicts]}).encode()
-        digest = batch.digest()
+        judged = await asyncio.to_thread(judge, batch, self._registered, self._wanted)
         async with self._database.transaction() as conn:
-            if await ingest.remember(conn, batch.batch_id, digest=digest, answer=answer):
+            verdicts = await self._with_room(conn, judged)
+            answer = json.dumps({"results": [verdict.told for verdict in verdicts]}).encode()
+            if await ingest.remember(conn, batch.batch_id, digest=batch.digest, answer=answer):
+                batch.require_age(await ingest.age_seconds(conn, batch.origin_server_ts))
                 if await is_used_up(conn):  # ingested payloads are nowhere else
                     raise OverBudgetError
-                rows = [row for one in verdicts if one.fact for row in one.fact.rows]
-                if rows:
-                    await ingest.append(conn, rows)
-                if counts := _refused(verdicts):
-                    await ledger.count(conn, counts)
-                log.debug("ingest.stored", facts=len(verdicts), rows=len(rows))
+                await _store(conn, verdicts)
                 return answer
-            known = _same(await ingest.recall(conn, batch.batch_id), digest)
+            known = _same(await ingest.recall(conn, batch.batch_id), batch.digest)
             await ledger.count(conn, {LedgerKey("", _BATCH, LedgerOutcome.REPEATED): 1})
         return known.answer
+
+    async def _with_room(self, conn: Connection, verdicts: list[Verdict]) -> list[Verdict]:
+        """The verdicts, with a refusal of each fact that is only for appservices over budget.
+
+        Its neighbours go on: who is dead and has too much waiting costs nobody else.
+        """
+        recipients = [self._recipients(verdict) for verdict in verdicts]
+        concerned = sorted({id_ for ids in recipients for id_ in ids})
+        limit = self._budget.appservice_bytes
+        full = await over_budget(conn, concerned, appservice_bytes=limit) if concerned else set()
+        return [
+            Verdict(kind=verdict.kind, fact=None, told=_NO_ROOM)
+            if ids and full.issuperset(ids)
+            else verdict
+            for verdict, ids in zip(verdicts, recipients, strict=True)
+        ]
+
+    def _recipients(self, verdict: Verdict) -> Sequence[str]:
+        """In whose outboxes a fact would wait."""
+        fact = verdict.fact
+        if fact is None or verdict.kind not in _WAITING or not self._wanted(fact):
+            return ()
+        if fact.owner_of is not None:
+            return self._owners.of(fact.owner_of)
+        return (str(fact.appservice_id),)
 
     def _wanted(self, fact: Fact) -> bool:
         """Whether anyone takes it, as far as is known here; intake has the last word."""
@@ -121,6 +152,15 @@ def _same(known: ingest.Remembered | None, digest: bytes) -> ingest.Remembered:
             409, "M_INVALID_PARAM", "other facts came under this batch_id before: use another"
         )
     return known
+
+
+async def _store(conn: Connection, verdicts: list[Verdict]) -> None:
+    rows = [row for one in verdicts if one.fact for row in one.fact.rows]
+    if rows:
+        await ingest.append(conn, rows)
+    if counts := _refused(verdicts):
+        await ledger.count(conn, counts)
+    log.debug("ingest.stored", facts=len(verdicts), rows=len(rows))
 
 
 def _refused(verdicts: list[Verdict]) -> Counter[LedgerKey]:

@@ -15,6 +15,11 @@ insert into ingest_batch (batch_id, digest, answer) values ($1, $2, $3)
 on conflict (batch_id) do nothing
 """
 
+AGE: Final = """
+-- ingest.age: by the clock that also says when a batch is forgotten
+select extract(epoch from clock_timestamp())::float8 - $1::bigint / 1000.0::float8
+"""
+
 RECALL: Final = """
 -- ingest.recall
 select digest, answer from ingest_batch where batch_id = $1
@@ -53,6 +58,11 @@ class Remembered(NamedTuple):
 async def remember(conn: Connection, batch_id: str, *, digest: bytes, answer: bytes) -> bool:
     """Put a batch down, before its rows are appended; False if one came under this id before."""
     return await conn.execute(REMEMBER, batch_id, digest, answer) == "INSERT 0 1"
+
+
+async def age_seconds(conn: Connection, origin_server_ts: int) -> float:
+    """How long ago that was, in ms since 1970; less than zero: it is still to come."""
+    return float(await conn.fetchval(AGE, origin_server_ts))
 
 
 async def recall(conn: Connection, batch_id: str) -> Remembered | None:

@@ -10,7 +10,7 @@ from unpaddedbase64 import encode_base64
 
 from appservice_bridge.domain.raw_json import MAX_DEPTH
 from tests.support.bridge import SERVER
-from tests.support.ingesting import KEY, KEY_ID, batch_of, message, one_bot, signed
+from tests.support.ingesting import KEY, KEY_ID, batch_of, message, now_ms, one_bot, signed
 
 STORED: Final = (
     "select count(*) from appservice_bridge.capture_log where position($1::bytea in body) > 0"
@@ -98,7 +98,8 @@ async def test_case_10_a_number_of_five_thousand_digits_costs_that_item_alone(
     digits = "7" * 5000
     written = json.dumps(message(1), separators=(",", ":"), sort_keys=True)
     bad = written.replace('"n":1', f'"n":{digits}')
-    to_sign = f'{{"batch_id":"1","facts":[{bad},{written}],"origin":"{SERVER}"}}'
+    batch = f'"batch_id":"1","facts":[{bad},{written}],"origin":"{SERVER}"'
+    to_sign = f'{{{batch},"origin_server_ts":{now_ms()}}}'
     signature = encode_base64(KEY.sign(to_sign.encode()).signature)
     signatures = json.dumps({SERVER: {KEY_ID: signature}})
     async with one_bot(tmp_path, database) as (bot, hs):
@@ -183,7 +184,8 @@ async def test_what_nests_too_deeply_costs_that_item_alone(database: str, tmp_pa
         nested(30_000),
         json.dumps(message(2), **compact),  # type: ignore[arg-type]
     ]
-    to_sign = f'{{"batch_id":"1","facts":[{",".join(facts)}],"origin":"{SERVER}"}}'
+    batch = f'"batch_id":"1","facts":[{",".join(facts)}],"origin":"{SERVER}"'
+    to_sign = f'{{{batch},"origin_server_ts":{now_ms()}}}'
     signature = encode_base64(KEY.sign(to_sign.encode()).signature)
     signatures = json.dumps({SERVER: {KEY_ID: signature}})
     async with one_bot(tmp_path, database) as (bot, hs):

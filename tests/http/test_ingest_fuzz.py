@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.domain.test_facts import SOUND
 from tests.support.appservice import Appservice
-from tests.support.ingesting import Sender, batch_of, message, one_bot, signed, to_sign
+from tests.support.ingesting import Sender, batch_of, message, now_ms, one_bot, signed, to_sign
 
 SOME: Final = settings(
     max_examples=120,
@@ -104,13 +104,14 @@ def refused(answer: dict[str, Any]) -> bool:
 @pytest.mark.filterwarnings("ignore:Do not use the `random`")
 def test_any_signed_batch_is_answered_with_a_verdict_for_each_fact(served: Served) -> None:
     answers: dict[str, tuple[bytes, dict[str, Any]]] = {}
+    made_at = now_ms()
 
     @SOME
     @given(TEXT.filter(lambda text: text not in NO_ID), st.lists(facts(), max_size=4))
     @example("\ud800", [])
     @example("1", [message(content={"\ud83d\udd11": 1})])  # in JSON that is one character
     def put(batch_id: str, some: list[Any]) -> None:
-        batch = json.loads(json.dumps(batch_of(batch_id, *some)))
+        batch = json.loads(json.dumps(batch_of(batch_id, *some, origin_server_ts=made_at)))
         status, answer = served.put(batch_id, json.dumps(signed(batch)).encode())
         if status != 200:
             assert status in (400, 409), (status, answer)

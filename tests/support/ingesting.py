@@ -1,6 +1,7 @@
 """A homeserver that is no Synapse: it signs batches of facts and hands them over."""
 
 import json
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -38,6 +39,11 @@ def message(n: int = 1, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def now_ms() -> int:
+    """The time as a batch gives it."""
+    return int(time.time() * 1000)
+
+
 def to_sign(batch: Mapping[str, Any]) -> bytes:
     """What docs/ingest.md wants signed, also of what canonical JSON has no form for."""
     kept = {name: value for name, value in batch.items() if name not in ("signatures", "unsigned")}
@@ -52,7 +58,8 @@ def signed(batch: dict[str, Any], *, key: Any = KEY, key_id: str = KEY_ID) -> di
 
 def batch_of(batch_id: str, /, *facts: Any, **changes: Any) -> dict[str, Any]:
     """A batch that is not signed yet."""
-    return {"origin": SERVER, "batch_id": batch_id, "facts": list(facts)} | changes
+    batch = {"origin": SERVER, "batch_id": batch_id, "facts": list(facts)}
+    return batch | {"origin_server_ts": now_ms()} | changes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
