@@ -87,3 +87,9 @@ READ: Final = (
     *CAPTURED,
 )
 """Tables of Synapse's that the bridge reads."""
+
+CLEANING: Final = (
+    ("device_inbox", "DELETE"),
+    ("sliding_sync_connections", "SELECT"),  # where it is not, none syncs that way
+)
+"""Tables and privileges that cleaning the inbox needs, too."""

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from appservice_bridge.domain import capture
 from appservice_bridge.domain.capture import CAPTURED, READ
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.storage.database import Connection
@@ -19,11 +20,10 @@ READING: Final[tuple[Needed, ...]] = (
 CAPTURING: Final[tuple[Needed, ...]] = tuple(
     ("table", f"public.{table}", "TRIGGER") for table in CAPTURED
 )
-DELETING: Final[Needed] = ("table", "public.device_inbox", "DELETE")
-CLEANING: Final[tuple[Needed, ...]] = (
-    DELETING,
-    ("table", "public.sliding_sync_connections", "SELECT"),  # where it is not, none syncs that way
+CLEANING: Final[tuple[Needed, ...]] = tuple(
+    ("table", f"public.{table}", privilege) for table, privilege in capture.CLEANING
 )
+DELETING: Final[tuple[Needed, ...]] = tuple(one for one in CLEANING if one[2] == "DELETE")
 
 RIGHTS: Final = """
 -- grants.rights: which of $1, $2, $3 (kind, name, privilege) this role has, whoever gave it
@@ -128,7 +128,7 @@ async def require_rights(
     """
     needed = await rights(conn, triggers=triggers)
     if deleting:
-        needed += await _held(conn, [DELETING])
+        needed += await _held(conn, DELETING)
     if lacking := [right for right in needed if not right.held]:
         raise GrantsMissingError(await grants(conn, lacking))
 

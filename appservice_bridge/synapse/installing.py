@@ -43,10 +43,13 @@ class Done:
 class Installing:
     """One run; dying between two steps leaves what the next start goes on from."""
 
-    def __init__(self, api: "ModuleApi", owners: Owners, *, role: str | None) -> None:
+    def __init__(
+        self, api: "ModuleApi", owners: Owners, *, role: str | None, role_deletes: bool
+    ) -> None:
         self._api = api
         self._owners = owners
         self._role = role
+        self._role_deletes = role_deletes
 
     async def run(self) -> Done:
         """Do all of it; what is there already stays as it is.
@@ -72,7 +75,7 @@ class Installing:
         await self._step(steps.replace_functions)
         done.attached = await self._attach()
         if self._role is not None:
-            done.granted = await self._step(steps.grant, self._role)
+            done.granted = await self._step(steps.grant, self._role, self._role_deletes)
         return done
 
     async def _seed(self) -> int:

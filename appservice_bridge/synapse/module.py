@@ -30,6 +30,8 @@ class Module:
     Config keys, none of them required:
         role: the role of Postgres that the bridge connects as, where that is not Synapse's: it is
             granted what it needs on the bridge's schema, and SELECT on the tables it reads.
+        delete_delivered: false: that role is not granted DELETE on `device_inbox`, so the bridge
+            cannot clean it, whatever its own config says.
 
     Every process of Synapse's loads it; the one that runs background tasks acts. No fault of the
     bridge's keeps Synapse from starting: it is logged with what mends it, and Synapse goes on.
@@ -41,7 +43,10 @@ class Module:
         # made now: Synapse's log config may silence every logger that was made before it was read
         self._log = logging.getLogger(LOGGER)
         try:
-            if api.should_run_background_tasks():
+            acts = api.should_run_background_tasks()
+            which = "this process" if acts else "another process of Synapse's"
+            self._log.info("loaded: the capture is looked after by %s", which)
+            if acts:
                 api.delayed_background_call(0, self._begin, desc="appservice_bridge_capture")
         except Exception:
             self._log.exception("the capture is not looked after: %s", INSTEAD)
@@ -91,7 +96,8 @@ class Module:
             )
             return
         who = owners(main.get_app_services(), server_name=hs.hostname)
-        installing = Installing(self._api, who, role=self._settings.role)
+        role, deletes = self._settings.role, self._settings.delete_delivered
+        installing = Installing(self._api, who, role=role, role_deletes=deletes)
         while True:
             try:
                 self._report(await installing.run())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from appservice_bridge.blueprint import capture, roles, seeding, versions
 from appservice_bridge.blueprint.files import capture_functions, known_migrations
-from appservice_bridge.domain.capture import READ, Trigger
+from appservice_bridge.domain.capture import CLEANING, READ, Trigger
 from appservice_bridge.domain.owners import Owners
 
 if TYPE_CHECKING:
@@ -111,10 +111,19 @@ def attach(txn: "LoggingTransaction", table: str, triggers: Iterable[Trigger]) -
     _run(txn, capture.attach(table, triggers) + _COMMIT)
 
 
-def grant(txn: "LoggingTransaction", role: str) -> int:
-    """Give the bridge's role what it lacks; returns how many grants that took."""
+def grant(txn: "LoggingTransaction", role: str, deletes: bool) -> int:
+    """Give the bridge's role what it lacks; returns how many grants that took.
+
+    Args:
+        txn: of Synapse's role, who owns the tables.
+        role: that the bridge connects as.
+        deletes: it cleans the inbox, too.
+    """
     _run(txn, capture.BEGIN)
-    grants = [statement for (statement,) in _rows(txn, roles.LACKING, role, list(READ))]
+    needed = [(table, "SELECT") for table in READ] + list(CLEANING if deletes else ())
+    tables, privileges = (list(column) for column in zip(*needed, strict=True))
+    found = _rows(txn, roles.LACKING, role, tables, privileges)
+    grants = [statement for (statement,) in found]
     for statement in grants:
         _run(txn, statement)
     return len(grants)

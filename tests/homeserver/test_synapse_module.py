@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
+import asyncpg
 import psycopg2
 import pytest
 
 from appservice_bridge.blueprint.files import known_migrations
 from appservice_bridge.dev.parts import launched
 from appservice_bridge.dev.process import ChildDiedError
+from appservice_bridge.storage import grants
 from tests.support.dump import schema_dump
 from tests.support.foreign_environment import OURS, synapse_environment
 from tests.support.homeserver import Client, Homeserver, homeserver, postgres_on_disk, registered
@@ -57,6 +59,11 @@ async def populate(of: Homeserver) -> None:
         alice, _ = await client.people("person", 2)
         puppet = await client.puppet("bot", "b_1")
         await client.send(alice, {puppet.user_id: {puppet.device_id: {"n": 1}}})
+    async with asyncio.timeout(
+        120
+    ):  # they add indexes, and a schema is compared with an earlier one
+        while of.rows("select count(*) from background_updates") != [(0,)]:
+            await asyncio.sleep(0.2)
 
 
 @pytest.fixture
@@ -253,25 +260,49 @@ async def test_a_role_of_its_own_gets_what_a_worker_needs_and_no_more(
         ) != [(0,)]
         bare.bridge.stop()
         bare.bridge.config.write_text(document)
-    triggers = (
-        "select count(*) from information_schema.role_table_grants where grantee = 'plain_bridge'"
-        " and table_schema = 'public' and privilege_type <> 'SELECT'"
+    more_than_reading = (
+        "select table_name, privilege_type from information_schema.role_table_grants"
+        " where grantee = 'plain_bridge' and table_schema = 'public' and privilege_type <> 'SELECT'"
     )
-    assert bare.rows(triggers) == [(0,)]
+    assert bare.rows(more_than_reading) == [("device_inbox", "DELETE")]
+    assert await lacking_to_clean(bare, "plain_bridge") == ["CREATE ON DATABASE synapse"]
     async with started(bare, environment, until="capture verified", config=config) as log:
         assert "grants given" not in log
+    bare.execute("drop owned by plain_bridge; drop role plain_bridge")
+
+
+async def lacking_to_clean(of: Homeserver, role: str) -> list[str]:
+    """What `install --print-grants` would have the owner grant this role, but for triggers."""
+    conn = await asyncpg.connect(f"postgresql://{role}:x@{of.dsn.rpartition('@')[2]}")
+    try:
+        needed = await grants.rights(conn, triggers=False, cleaning=True)
+    finally:
+        await conn.close()
+    return [right.on for right in needed if not right.held]
+
+
+async def test_a_role_that_is_not_to_delete_is_not_granted_it(
+    bare: Homeserver, environment: dict[str, str]
+) -> None:
+    bare.execute("drop role if exists plain_bridge; create role plain_bridge login password 'x'")
+    config = {"role": "plain_bridge", "delete_delivered": False}
+    async with started(bare, environment, until="capture installed", config=config):
+        pass
+    lacking = await lacking_to_clean(bare, "plain_bridge")
+    assert "DELETE ON TABLE public.device_inbox" in lacking
     bare.execute("drop owned by plain_bridge; drop role plain_bridge")
 
 
 async def test_a_role_that_may_not_and_a_config_that_is_wrong_are_said_and_synapse_runs(
     bare: Homeserver, environment: dict[str, str], few: str
 ) -> None:
-    wrong = {"rolle": "bridge", "role": 7}
+    wrong = {"rolle": "bridge", "role": 7, "delete_delivered": "no"}
     async with started(bare, environment, until="not installed", config=wrong, database=few) as log:
         assert "permission denied for database" in log
         assert "appservice-bridge install" in log
         assert "rolle is not a known key" in log
         assert "role must be the name" in log
+        assert "delete_delivered must be" in log
         assert await bare.synapse.ready()
 
 
