@@ -46,8 +46,8 @@ async def until_last(seen: Appservice, account: Account, change: str, *, after: 
     await seen.until(said, within=PATIENCE_SECONDS)
 
 
-async def upload_device_keys(client: Client, account: Account) -> None:
-    """New identity keys, signed by the device itself."""
+async def upload_device_keys(client: Client, account: Account) -> dict[str, Any]:
+    """New identity keys, signed by the device itself; returns them."""
     signing = generate_signing_key(account.device_id)
     public = get_verify_key(signing).encode().hex()[:43]
     keys: dict[str, Any] = {
@@ -59,8 +59,9 @@ async def upload_device_keys(client: Client, account: Account) -> None:
             f"curve25519:{account.device_id}": uuid.uuid4().hex,
         },
     }
-    signed = sign_json(keys, account.user_id, signing)
+    signed: dict[str, Any] = sign_json(keys, account.user_id, signing)
     await client.call("POST", "/keys/upload", account.token, {"device_keys": signed})
+    return signed
 
 
 async def leave(client: Client, account: Account, room_id: str) -> None:
