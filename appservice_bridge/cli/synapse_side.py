@@ -9,7 +9,8 @@ import structlog
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.domain.capture import CaptureMode
 from appservice_bridge.domain.owners import Owners
-from appservice_bridge.routing.seeding import OtherRegistrationsError, Seeding, begin_following
+from appservice_bridge.routing.following import begin_following
+from appservice_bridge.routing.seeding import OtherRegistrationsError, Seeding
 from appservice_bridge.sources.drift_guard import DriftGuard
 from appservice_bridge.sources.forgotten_events import ForgottenEvents
 from appservice_bridge.sources.inbox_cleaner import InboxCleaner

@@ -10,6 +10,7 @@ from appservice_bridge.storage import (
     device_updates,
     membership_stream,
     notifications,
+    registrations,
     tracking,
 )
 from appservice_bridge.storage.database import Connection, Database
@@ -54,6 +55,19 @@ class Looked:
     now: set[Occupied]
 
 
+async def begin_following(database: Database) -> None:
+    """Follow memberships from now on; who was live before that was not told of anyone yet.
+
+    Dying before the commit changes nothing; after it, the next start finds all of them not live.
+
+    Raises:
+        SourceUnreadableError: Synapse's tables are not as they were.
+    """
+    async with database.beside_synapse() as conn:
+        if await membership_stream.create_cursor(conn):
+            await registrations.begin_anew(conn)
+
+
 async def follow_once(
     database: Database,
     owners: Owners,
@@ -75,7 +89,7 @@ async def follow_once(
         if cursor is None or not await capture_log.same_registrations(conn, owners.digest()):
             return Followed()
         deltas = await membership_stream.read(conn, cursor, limit=limit)
-        changes = await _decide(conn, owners, deltas.rows) if deltas.rows else {}
+        changes = await decide(conn, owners, deltas.rows) if deltas.rows else {}
         if changes:
             await device_updates.change_lists(conn, changes)
             await notifications.notify(conn, notifications.OUTBOX)
@@ -84,7 +98,7 @@ async def follow_once(
     return Followed(told=told, done=deltas.whole)
 
 
-async def _decide(conn: Connection, owners: Owners, rows: Iterable[Delta]) -> dict[ListKey, str]:
+async def decide(conn: Connection, owners: Owners, rows: Iterable[Delta]) -> dict[ListKey, str]:
     """Move residents and tracked users to what holds now; returns who must hear of whom.
 
     All of tracked is written before anything that appservices hear of: intake locks in that

@@ -13,7 +13,6 @@ from appservice_bridge.storage import (
     device_updates,
     membership_stream,
     notifications,
-    registrations,
     seeding,
     synapse,
     tracking,
@@ -45,19 +44,6 @@ class Seeded:
     changed: int = 0
     left: int = 0
     devices: int = 0
-
-
-async def begin_following(database: Database) -> None:
-    """Follow memberships from now on; who was live before that was not told of anyone yet.
-
-    Dying before the commit changes nothing; after it, the next start finds all of them not live.
-
-    Raises:
-        SourceUnreadableError: Synapse's tables are not as they were.
-    """
-    async with database.beside_synapse() as conn:
-        if await membership_stream.create_cursor(conn):
-            await registrations.begin_anew(conn)
 
 
 class Seeding:

@@ -9,6 +9,7 @@ import structlog
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.routing.following import Followed, follow_once
+from appservice_bridge.routing.sweeping import Swept, sweep_once
 from appservice_bridge.storage.database import (
     Database,
     DatabaseUnavailableError,
@@ -19,6 +20,7 @@ log = structlog.get_logger(__name__)
 
 POLL_SECONDS: Final = 1.0  # the wake-up is a courtesy; the poll alone must do
 UNREADABLE_PAUSE_SECONDS: Final = 30.0  # the drift guard says what is missing
+SWEEP_SECONDS: Final = 60.0
 PAUSE_SECONDS: Final = 0.05  # between two looks, however often it is woken
 
 
@@ -32,12 +34,20 @@ async def run_membership_follower(
 ) -> None:
     """Follow the stream of memberships until `stop` is set; a database away is waited for.
 
+    Every minute a page of what is kept is held against what holds.
+
     Dying anywhere leaves the cursor where it was, and the next pass follows the same again.
     """
+    clock = asyncio.get_running_loop().time
+    swept, sweep_at = Swept(), clock() + SWEEP_SECONDS
     while not stop.is_set():
         wake.clear()
         try:
             followed = await follow_once(database, owners)
+            if followed.done and clock() >= sweep_at:
+                swept, sweep_at = await sweep_once(database, owners, swept), clock() + SWEEP_SECONDS
+                if swept.told:
+                    on_told(swept.told)
         except DatabaseUnavailableError as error:
             log.warning("membership.rests", reason=error.reason)
             followed = Followed()

@@ -40,6 +40,18 @@ select n.appservice_id, e.state_key as user_id
                                               and t.user_id = e.state_key), false) = $3
 """
 
+RESIDENTS_PAGE: Final = """
+-- tracking.residents_page
+select appservice_id, room_id, user_id from resident
+ where (appservice_id, room_id, user_id) > ($1, $2, $3) order by 1, 2, 3 limit $4
+"""
+
+TRACKED_PAGE: Final = """
+-- tracking.tracked_page
+select appservice_id, user_id from tracked
+ where (appservice_id, user_id) > ($1, $2) order by 1, 2 limit $3
+"""
+
 TRACKED_AMONG: Final = """
 -- tracking.tracked_among
 select appservice_id, user_id from tracked where user_id = any($1::text[])
@@ -108,6 +120,16 @@ async def members(conn: Connection, rooms: Iterable[Occupied], *, tracked: bool)
     if not (columns := _columns(rooms)):
         return set()
     return {ListKey(*row) for row in await conn.fetch(MEMBERS, *columns, tracked)}
+
+
+async def residents_page(conn: Connection, *, after: Resident, size: int) -> list[Resident]:
+    """The next so many residents of all appservices."""
+    return [Resident(*row) for row in await conn.fetch(RESIDENTS_PAGE, *after, size)]
+
+
+async def tracked_page(conn: Connection, *, after: ListKey, size: int) -> list[ListKey]:
+    """The next so many of those whom appservices were told about."""
+    return [ListKey(*row) for row in await conn.fetch(TRACKED_PAGE, *after, size)]
 
 
 async def tracked_among(conn: Connection, user_ids: Collection[str]) -> set[ListKey]:

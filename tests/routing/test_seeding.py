@@ -4,8 +4,8 @@ import pytest
 
 from appservice_bridge.routing import seeding
 from appservice_bridge.routing.announcing import announce, go_live
-from appservice_bridge.routing.following import follow_once
-from appservice_bridge.routing.seeding import Seeded, Seeding, begin_following
+from appservice_bridge.routing.following import begin_following, follow_once
+from appservice_bridge.routing.seeding import Seeded, Seeding
 from appservice_bridge.storage.database import Database
 from tests.support.facts import Connection
 from tests.support.intake import registered

@@ -9,7 +9,8 @@ import asyncpg
 
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.routing.announcing import announce, go_live
-from appservice_bridge.routing.seeding import Seeded, Seeding, begin_following
+from appservice_bridge.routing.following import begin_following
+from appservice_bridge.routing.seeding import Seeded, Seeding
 from appservice_bridge.storage.database import Database
 from tests.support.facts import Connection, make_synapse_tables
 
