@@ -11,6 +11,7 @@ What dies, how and how often:
 """
 
 import asyncio
+import dataclasses
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from signedjson.key import generate_signing_key
 
 from tests.homeserver.conftest import ODD_ID, SMALL_TRANSACTIONS
 from tests.homeserver.receiver import receiver
@@ -32,11 +34,13 @@ from tests.homeserver.test_device_keys import (
     upload,
     watching,
 )
+from tests.homeserver.test_device_lists import heard, until_last
 from tests.homeserver.test_room_keys import require_keys_first, room_of, talk
 from tests.homeserver.test_routing import got, listening
 from tests.homeserver.test_senders import Crowd, crowd_of, plan_for, require_all
 from tests.support.appservice import appservice
 from tests.support.homeserver import (
+    Account,
     Client,
     Homeserver,
     homeserver,
@@ -45,10 +49,21 @@ from tests.support.homeserver import (
 )
 from tests.support.load import judge, send_all, sending
 from tests.support.remote_server import RemoteServer
-from tests.support.synapse_workers import REMOTE_SERVER, WRITER, SynapseWithWorkers
+from tests.support.synapse_workers import CLIENT, WRITER, SynapseWithWorkers
 
+REMOTE_KEY = generate_signing_key("1")
 MESSAGES = 300
 USERS = 12
+
+
+class WithModule(SynapseWithWorkers):
+    """Each of its processes loads the module, whose lines are in its log."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        modules = [{"module": "appservice_bridge.synapse.Module", "config": {}}]
+        extra = self.settings.extra | {"modules": modules}
+        self.settings = dataclasses.replace(self.settings, extra=extra, log_level="INFO")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +87,7 @@ def synapse(synapse_python: str) -> Iterator[Homeserver]:
             appservices,
             config=SMALL_TRANSACTIONS,
             python=synapse_python,
-            kind=SynapseWithWorkers,
+            kind=WithModule,
         ) as running,
     ):
         yield running
@@ -86,6 +101,29 @@ def crowd(synapse: Homeserver) -> Crowd:
 def workers_of(synapse: Homeserver) -> SynapseWithWorkers:
     assert isinstance(synapse.synapse, SynapseWithWorkers)
     return synapse.synapse
+
+
+async def test_each_process_loads_the_module_and_exactly_one_acts(synapse: Homeserver) -> None:
+    """The commands have installed beside it; there are ten triggers, whoever made them."""
+    workers = workers_of(synapse)
+    logs = [workers.log, workers.workers[CLIENT].log, workers.workers[WRITER].log]
+
+    def said(words: str) -> list[int]:
+        told = [file.read_text().splitlines() for file in logs]
+        return [sum(" appservice_bridge.synapse " in x and words in x for x in one) for one in told]
+
+    def acted() -> list[int]:
+        pairs = zip(said("capture installed"), said("capture verified"), strict=True)
+        return [sum(pair) for pair in pairs]
+
+    async with asyncio.timeout(60):
+        while not any(acted()):
+            await asyncio.sleep(0.1)
+    assert said("loaded: the capture is looked after by") == [1, 1, 1]
+    assert said("looked after by this process") == [1, 0, 0]
+    assert acted() == [1, 0, 0]
+    triggers = "select count(*) from pg_trigger where tgname ~ '^appservice_bridge'"
+    assert synapse.rows(triggers) == [(10,)]
 
 
 @pytest.mark.parametrize("senders", [2, 8, 24])
@@ -114,16 +152,49 @@ async def test_case_26_a_room_key_that_another_worker_writes_never_comes_after_i
 async def test_messages_of_another_server_enter_at_one_worker_and_are_written_by_another(
     synapse: Homeserver, client: Client, fresh: str
 ) -> None:
-    remote = RemoteServer(name=REMOTE_SERVER)
-    remote.introduce_to(synapse)
+    remote = remote_of(synapse)
     puppet = await client.puppet("lab", f"lab_{fresh}")
     async with listening(synapse, "lab") as lab:
         for number in range(3):
             await remote.send_to_device(synapse, puppet.user_id, "DEV", {"n": number})
         entries = await got(lab, 3, puppet)
     assert [(entry["sender"], entry["content"]["n"]) for entry in entries] == [
-        (f"@someone:{REMOTE_SERVER}", number) for number in range(3)
+        (f"@someone:{remote.name}", number) for number in range(3)
     ]
+
+
+def remote_of(synapse: Homeserver) -> RemoteServer:
+    """Another server, known to this one from now on."""
+    remote = RemoteServer(name=workers_of(synapse).remote.address, key=REMOTE_KEY)
+    remote.introduce_to(synapse)
+    return remote
+
+
+async def public_room(client: Client, owner: Account) -> str:
+    encryption = {"algorithm": "m.megolm.v1.aes-sha2"}
+    state = {"type": "m.room.encryption", "state_key": "", "content": encryption}
+    body = {"preset": "public_chat", "initial_state": [state]}
+    return str((await client.call("POST", "/createRoom", owner.token, body))["room_id"])
+
+
+async def test_case_28_devices_of_a_person_on_another_server_change_while_a_room_is_shared(
+    synapse: Homeserver, client: Client, fresh: str, tmp_path: Path
+) -> None:
+    """The other server joins, says that a device is new, is asked for it, and leaves."""
+    remote = remote_of(synapse)
+    far = Account(user_id=f"@{fresh}:{remote.name}", device_id="FAR", token="")
+    puppet = await client.puppet("lab", f"lab_{fresh}")
+    async with listening(synapse, "lab") as lab, remote.listening(tmp_path):
+        room_id = await public_room(client, puppet)
+        await remote.become(synapse, far.user_id, room_id, "join")
+        await until_last(lab, far, "changed")
+        before = len(heard(lab, far))
+        await remote.change_device(synapse, far.user_id, far.device_id)
+        await until_last(lab, far, "changed", after=before)
+        await remote.become(synapse, far.user_id, room_id, "leave")
+        await until_last(lab, far, "left")
+    listed = "select device_id from device_lists_remote_cache where user_id = %s"
+    assert synapse.rows(listed, far.user_id) == [(far.device_id,)]
 
 
 async def test_case_29_keys_are_uploaded_at_one_worker_and_claimed_at_another(

@@ -26,7 +26,6 @@ from tests.support.redis import Redis
 PROJECT: Final = Path(__file__).resolve().parents[2]
 CLIENT: Final = "client1"
 WRITER: Final = "writer1"
-REMOTE_SERVER: Final = "remote.test"
 REPLICATION_SECRET: Final = "a-secret-of-workers"  # it goes into a header
 
 
@@ -101,10 +100,11 @@ class SynapseWithWorkers(Synapse):
     """A homeserver that is reached through a router, as behind a web server.
 
     `launch` starts Redis and the main process; the others follow from `ready`, once the main
-    process has made the tables.
+    process has made the tables. With `remote.address` as its name another server is spoken to.
     """
 
     replication: LoopbackPort = field(default_factory=LoopbackPort)
+    remote: LoopbackPort = field(default_factory=LoopbackPort)
     redis: Redis = field(init=False)
     workers: dict[str, Process] = field(init=False)
     router: Process = field(init=False)
@@ -190,7 +190,9 @@ class SynapseWithWorkers(Synapse):
             },
             "stream_writers": {"to_device": [WRITER], "device_lists": [WRITER]},
             "notify_appservices_from_worker": CLIENT,
-            "federation_domain_whitelist": [REMOTE_SERVER],
+            "federation_domain_whitelist": [self.remote.address],
+            "federation_verify_certificates": False,
+            "federation_ip_range_blacklist": [],
             "worker_replication_secret": REPLICATION_SECRET,
             "listeners": [self._listener(), _replication(self.replication)],
         }
