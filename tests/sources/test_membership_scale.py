@@ -13,12 +13,13 @@ import pytest
 
 from appservice_bridge.dev.postgres import EmbeddedPostgres
 from appservice_bridge.routing.following import follow_once
+from appservice_bridge.routing.intake import Intake
 from appservice_bridge.storage import device_updates, membership_stream, seeding, tracking
 from appservice_bridge.storage.database import Connection, Database, connect
 from tests.storage.test_plans import scans
 from tests.support.database import TEMPLATE
 from tests.support.facts import make_synapse_tables
-from tests.support.intake import registered
+from tests.support.intake import nobody, registered
 from tests.support.memberships import Memberships, begin
 
 OWNERS: Final = registered(("bot", "@b_.*"), ("irc", "@i_.*"))
@@ -26,6 +27,12 @@ TRACKED: Final = 100_000
 ROOMS: Final = 1_000
 LARGE: Final = 10_000
 REPEATS: Final = 3
+# Of what a pass with nothing to look up takes; that an index is used, the plans below show.
+MOST_PASSES: Final = 2.5
+CAPTURED: Final = """
+insert into appservice_bridge.capture_log (kind, stream_id, user_id, device_id)
+values ($1, $2, $3, 'DEV')
+"""
 # What one insert of as many rows into one of our tables takes is what this machine can do now.
 MOST_INSERTS: Final = 40
 # Each user is in two rooms with the bot, and the first ones in a large room without it.
@@ -145,6 +152,32 @@ async def test_who_tracks_a_user_is_looked_up_in_milliseconds(
     assert statistics.median(took) < 0.005
 
 
+async def test_one_device_change_goes_through_the_whole_of_intake_in_milliseconds(
+    large: tuple[Memberships, Database],
+) -> None:
+    """From the row in the log to the commit: the gate, routing, telling repeats, consuming."""
+    rooms, db = large
+    intake = Intake(db, OWNERS, nobody)
+    await rooms.pg.execute("truncate appservice_bridge.device_list_update")  # all was told
+    took: dict[str, list[float]] = {"device_list": [], "device_keys": []}
+    for number in range(120):
+        kind = "device_list" if number % 2 else "device_keys"  # of whom nobody owns: nothing to do
+        await rooms.pg.execute(CAPTURED, kind, number + 1, f"@u{number + 1}:example.org")
+        began = time.perf_counter()
+        passed = await intake.consume_once()
+        took[kind].append(time.perf_counter() - began)
+        assert passed.appended == ({"bot"} if kind == "device_list" else set())
+    median, nothing = (statistics.median(one) for one in took.values())
+    print(
+        f"one device change through intake: median {median * 1000:.2f} ms,"
+        f" slowest tenth from {sorted(took['device_list'])[54] * 1000:.2f} ms;"
+        f" a change that concerns nobody: {nothing * 1000:.2f} ms"
+    )
+    waiting = "select count(*) from appservice_bridge.device_list_update where change = 'changed'"
+    assert await rooms.pg.fetchval(waiting) == 60
+    assert median < 0.005 or median < MOST_PASSES * nothing  # a busy machine is no fault
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hot:
     """A statement, its parameters as SQL, and the most rows it may look at of each table."""
@@ -192,6 +225,12 @@ HOT: Final = {
         statement=seeding.TRACKED_PAGE, parameters="'bot', '@u5', 100", most=100
     ),
     "seeding.rooms_page": Hot(statement=seeding.ROOMS_PAGE, parameters="'bot', '!5', 10", most=30),
+    "tracking.residents_page": Hot(
+        statement=tracking.RESIDENTS_PAGE, parameters="'bot', '!5', '@a', 100", most=100
+    ),
+    "tracking.tracked_page": Hot(
+        statement=tracking.TRACKED_PAGE, parameters="'bot', '@u5', 100", most=100
+    ),
     "device_updates.change_tracked": Hot(
         statement=device_updates.CHANGE_TRACKED, parameters="'{@u7:example.org}'", most=1
     ),
