@@ -7,7 +7,7 @@ POSTGRES ?= $(lastword $(sort $(wildcard /usr/lib/postgresql/*/bin)))
 OLDEST := .venv-oldest
 OLDEST_READY := $(OLDEST)/.ready
 
-.PHONY: demo dev test test-system test-oldest check format lock clean
+.PHONY: demo dev test test-system test-oldest faults check format lock clean
 
 demo: $(READY)        ## an encrypted message goes round through a real Synapse, step by step
 	$(BIN)/appservice-bridge dev --once
@@ -31,6 +31,9 @@ NOT_ON_OLDEST := module or latency or kills_of_the_bridge or orderly_stop or tho
 test-oldest: $(READY) $(OLDEST_READY) ## end to end on the oldest Synapse that is supported
 	$(BIN)/pytest tests/homeserver --synapse-python $(abspath $(OLDEST)/bin/python) \
 	  -k "not ($(NOT_ON_OLDEST))"
+
+faults: $(READY)      ## what survives which fault, in half an hour; SHORT=1: in three minutes
+	$(BIN)/python -m tests.faults $(if $(SHORT),--short,--evidence docs/evidence.md)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -1,0 +1,102 @@
+"""`python -m tests.faults [--short] [--scenario NAME] [--seed N] [--evidence FILE]`.
+
+Ends 1 when anything was lost, doubled, reordered or altered.
+"""
+
+import argparse
+import asyncio
+import secrets
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.faults.dying import BREAKS
+from tests.faults.playing import Row, Scenario, play
+from tests.faults.report import evidence, killed, table
+from tests.faults.scenarios import SCENARIOS
+
+AT_ONCE = 3  # in the short form, which mostly waits: for starts, and for leases to run out
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults")
+    parser.add_argument("--short", action="store_true", help="under three minutes")
+    parser.add_argument("--scenario", action="append", choices=sorted(SCENARIOS))
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31))
+    parser.add_argument("--seconds", type=float, help="of each scenario, instead of its own")
+    parser.add_argument("--evidence", type=Path, metavar="FILE")
+    parser.add_argument("--break", dest="broken", choices=sorted(BREAKS))
+    parser.add_argument("--keep", action="store_true", help="leave the directories behind")
+    return parser.parse_args()
+
+
+def chosen(names: Sequence[str] | None, *, short: bool) -> list[Scenario]:
+    """Those that were named; else all that need nothing, and in the short form have one."""
+    if names:
+        return [SCENARIOS[name] for name in names]
+    return [
+        one for one in SCENARIOS.values() if one.needs is None and (one.short_seconds or not short)
+    ]
+
+
+async def run(
+    scenarios: Sequence[Scenario],
+    *,
+    short: bool,
+    seed: int,
+    seconds: float | None = None,
+    broken: str | None = None,
+    keep: bool = False,
+) -> list[Row]:
+    """All of them; in the short form a few at a time."""
+    places = asyncio.Semaphore(AT_ONCE if short else 1)
+
+    async def one(scenario: Scenario) -> Row:
+        async with places:
+            own = scenario.short_seconds if short else scenario.seconds
+            row = await play(scenario, seconds=seconds or own, seed=seed, broken=broken, keep=keep)
+            say(row)
+            return row
+
+    return list(await asyncio.gather(*map(one, scenarios)))
+
+
+def say(row: Row) -> None:
+    """Progress, as each scenario ends."""
+    verdict = row.verdict
+    result = "clean" if row.clean else "NOT CLEAN"
+    if row.not_run is not None:
+        result = f"not run: {row.not_run}"
+    print(
+        f"{row.scenario}: {result}; {verdict.facts:,} facts, {verdict.delivered:,} delivered,"
+        f" {killed(row.kills)}, {row.seconds:.0f} s",
+        *([row.failed] if row.failed else []),
+        *verdict.examples,
+        sep="\n  ",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def main() -> int:
+    given = arguments()
+    print(f"seed {given.seed}", file=sys.stderr, flush=True)
+    rows = asyncio.run(
+        run(
+            chosen(given.scenario, short=given.short),
+            short=given.short,
+            seed=given.seed,
+            seconds=given.seconds,
+            broken=given.broken,
+            keep=given.keep,
+        )
+    )
+    print(table(rows))
+    if given.evidence is not None:
+        says = {name: one.says for name, one in SCENARIOS.items()}
+        given.evidence.write_text(evidence(rows, "make faults", says))
+    return 0 if all(row.clean for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
