@@ -15,7 +15,7 @@ from typing import Final
 
 from tests.faults.judging import Exempt, Verdict, judge
 from tests.faults.stage import Layout, Stage
-from tests.faults.streams import Came, parse_came, read_accepted, read_came
+from tests.faults.streams import Accepted, Came, appservice_of, parse_came, read_accepted, read_came
 
 DRAIN_SECONDS: Final = 120.0
 QUIET_SECONDS: Final = 30.0  # three times a lease: whoever had something to say has said it
@@ -118,7 +118,7 @@ async def _drained(stage: Stage, exempt: Exempt, within: float) -> None:
     """Until everything has come, or nothing comes any more."""
     accepted = [one for log in stage.sent_logs for one in read_accepted(log)]
     owed = {
-        one: sum(each.last - each.first + 1 for each in accepted if f"-{one}-" in each.stream)
+        one: sum(_owed(each, exempt) for each in accepted if appservice_of(each.stream) == one)
         for one in stage.layout.ids
         if one not in exempt.loss
     }
@@ -127,11 +127,16 @@ async def _drained(stage: Stage, exempt: Exempt, within: float) -> None:
     while time.monotonic() < min(deadline, moved + QUIET_SECONDS):
         stage.count_deaths()
         came = {one: counts[one].now() for one in owed}
-        if all(came[one] >= owed[one] - len(exempt.items) for one in owed):
+        if all(came[one] >= owed[one] for one in owed):
             return
         if (total := sum(came.values())) != last:
             last, moved = total, time.monotonic()
         await asyncio.sleep(0.3)
+
+
+def _owed(accepted: Accepted, exempt: Exempt) -> int:
+    numbers = range(accepted.first, accepted.last + 1)
+    return sum(not exempt.buried(accepted.stream, number) for number in numbers)
 
 
 class _Count:

@@ -54,16 +54,18 @@ class Proxy:
         self._target_port = target_port
         self._chance = chance
         self._open: set[Connection] = set()
+        self._serving: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Proxy"]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", self.port.number)
+        server = await asyncio.start_server(self._accept, "127.0.0.1", self.port.number)
         try:
             yield self
         finally:
             server.close()
             self.flows.set()
             self.cut_all(reset=True)
+            await asyncio.gather(*self._serving, return_exceptions=True)
             self.port.release()
 
     def cut_some(self, *, reset: bool) -> None:
@@ -82,6 +84,11 @@ class Proxy:
             if self._chance.random() < 0.5:
                 self.cuts += 1
                 do(one)
+
+    def _accept(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, client))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         try:

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Final
 
+from tests.faults.cutting import cut_connections, proxies
+from tests.faults.filling import fill_disk, small_disk
+from tests.faults.judging import Exempt
 from tests.faults.killing import (
     kill_appservices,
     kill_at_commits,
@@ -11,8 +14,10 @@ from tests.faults.killing import (
     stop_backends,
     stop_workers,
 )
+from tests.faults.misbehaving import EXEMPT, HOSTILE, misbehave, refuse_items
 from tests.faults.playing import Scenario
 from tests.faults.repeating import repeat_requests
+from tests.faults.shifting import clock_of_postgres, clocks_of_workers, jump_postgres, jump_workers
 from tests.faults.stage import DYING, Layout
 
 _DIES: Final = {f"as{n}": {"dies": 0.1, "refuses": 0.1, "delay_seconds": 0.02} for n in range(3)}
@@ -95,6 +100,85 @@ _ALL: Final = (
         layout=Layout(workers=2, repeats=0.6),
         seconds=60,
         short_seconds=8,
+    ),
+    Scenario(
+        name="cuts",
+        says="connections to Postgres (also at a COMMIT, before or after it) and to appservices"
+        " are reset, closed, half closed, and stalled for up to 12 s",
+        happens=cut_connections,
+        around=proxies,
+        seconds=120,
+        short_seconds=10,
+    ),
+    Scenario(
+        name="cuts-synapse",
+        says="the same, where triggers on Synapse's tables capture",
+        happens=cut_connections,
+        around=proxies,
+        layout=Layout(kind="synapse"),
+        seconds=60,
+        short_seconds=0,
+    ),
+    Scenario(
+        name="disk-full",
+        says="the disk of Postgres is full for 1 to 4 s, again and again",
+        happens=fill_disk,
+        around=small_disk,
+        layout=Layout(workers=2, streams=1),
+        seconds=60,
+        short_seconds=8,
+    ),
+    Scenario(
+        name="hostile",
+        says="two healthy appservices beside one each that is slow, hangs, floods with a body or"
+        " a head, answers garbage, answers before it reads, resets after its 200, lies about the"
+        " length, refuses with a Retry-After of a day; at the end they take what is left",
+        happens=misbehave,
+        layout=Layout(
+            workers=2,
+            appservices=2 + len(HOSTILE),
+            streams=1,
+            every_seconds=1.5,
+            hostile=HOSTILE,
+            delivery={"timeout_seconds": 3},
+        ),
+        exempt=EXEMPT,
+        seconds=60,
+        short_seconds=8,
+    ),
+    Scenario(
+        name="clocks-of-workers",
+        says="the clocks of workers jump by up to two hours, back and forth",
+        happens=jump_workers,
+        around=clocks_of_workers,
+        layout=Layout(workers=2),
+        seconds=60,
+        short_seconds=0,
+    ),
+    Scenario(
+        name="clock-of-postgres",
+        says="the clock of Postgres jumps by up to two hours, back and forth",
+        happens=jump_postgres,
+        around=clock_of_postgres,
+        layout=Layout(workers=2),
+        seconds=60,
+        short_seconds=0,
+    ),
+    Scenario(
+        name="refusals",
+        says="poison (400) is buried, what is too large (413) is split, the rest comes in order",
+        happens=refuse_items,
+        layout=Layout(
+            workers=2,
+            appservices=2,
+            streams=1,
+            poison_every=100,
+            manners={one: {"poison": True, "most_items": 200} for one in ("as0", "as1")},
+        ),
+        exempt=Exempt(split=frozenset({"as0", "as1"}), poison_every=100),
+        seconds=60,
+        short_seconds=0,
+        needs="splitting and burying on proof",
     ),
 )
 

@@ -24,6 +24,7 @@ from appservice_bridge.dev.postgres import EmbeddedPostgres
 from appservice_bridge.dev.process import ChildCommand, ChildDiedError, ChildProcess
 from appservice_bridge.storage.migrations import migrate
 from tests.faults import capturing
+from tests.faults.proxy import Proxy
 from tests.faults.receiver import Manners
 from tests.faults.sender import Task
 from tests.support import facts
@@ -99,7 +100,8 @@ class Part:
 
     def with_environment(self, **more: str) -> None:
         """From the next start on."""
-        self.command = replace(self.command, environment=os.environ | more)
+        environment = {**(self.command.environment or os.environ), **more}
+        self.command = replace(self.command, environment=environment)
 
 
 class Stage:
@@ -114,6 +116,7 @@ class Stage:
         self.database_port: int | None = None  # another one than Postgres' own: a proxy's
         self.real_ports: dict[str, int] = {}
         self.appservice_ports: dict[str, int] = {}  # where workers find appservices: a proxy's
+        self.proxies: dict[str, list[Proxy]] = {}
         self.broken: str | None = None
         self.workers: list[Part] = []
         self.receivers: dict[str, Part] = {}
