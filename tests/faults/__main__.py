@@ -14,6 +14,7 @@ from tests.faults.dying import BREAKS
 from tests.faults.playing import Row, Scenario, play
 from tests.faults.report import evidence, killed, table
 from tests.faults.scenarios import SCENARIOS
+from tests.faults.with_synapse import NAME, SAYS, SECONDS, play_with_synapse
 
 AT_ONCE = 3  # in the short form, which mostly waits: for starts, and for leases to run out
 
@@ -21,7 +22,7 @@ AT_ONCE = 3  # in the short form, which mostly waits: for starts, and for leases
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
     parser.add_argument("--short", action="store_true", help="under three minutes")
-    parser.add_argument("--scenario", action="append", choices=sorted(SCENARIOS))
+    parser.add_argument("--scenario", action="append", choices=[*SCENARIOS, NAME])
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31))
     parser.add_argument("--seconds", type=float, help="of each scenario, instead of its own")
     parser.add_argument("--evidence", type=Path, metavar="FILE")
@@ -30,13 +31,18 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def chosen(names: Sequence[str] | None, *, short: bool) -> list[Scenario]:
-    """Those that were named; else all that need nothing, and in the short form have one."""
-    if names:
-        return [SCENARIOS[name] for name in names]
+def everything(*, short: bool) -> list[Scenario]:
+    """All that need nothing else, and in the short form have one."""
     return [
         one for one in SCENARIOS.values() if one.needs is None and (one.short_seconds or not short)
     ]
+
+
+def chosen(names: Sequence[str] | None, *, short: bool) -> list[Scenario]:
+    """Those that were named, else everything."""
+    if names is None:
+        return everything(short=short)
+    return [SCENARIOS[name] for name in names if name != NAME]
 
 
 async def run(
@@ -91,9 +97,12 @@ def main() -> int:
             keep=given.keep,
         )
     )
+    if NAME in (given.scenario or [NAME]) and not given.short:
+        rows.append(play_with_synapse(seconds=given.seconds or SECONDS, seed=given.seed))
+        say(rows[-1])
     print(table(rows))
     if given.evidence is not None:
-        says = {name: one.says for name, one in SCENARIOS.items()}
+        says = {name: one.says for name, one in SCENARIOS.items()} | {NAME: SAYS}
         given.evidence.write_text(evidence(rows, "make faults", says))
     return 0 if all(row.clean for row in rows) else 1
 

@@ -30,9 +30,7 @@ async def kill_workers(stage: Stage, seconds: float) -> None:
     async for _ in moments(stage, seconds, 0.3, 1.0):
         part = stage.chance.choice(stage.workers)
         stage.kill(part)
-        for one in stage.workers:
-            if not one.running:
-                one.start()
+        stage.count_deaths()
 
 
 async def kill_postgres(stage: Stage, seconds: float) -> None:
@@ -75,15 +73,7 @@ async def kill_appservices(stage: Stage, seconds: float) -> None:
     async for _ in moments(stage, seconds, 0.3, 1.2):
         stage.kill(stage.chance.choice(list(stage.receivers.values())))
         await asyncio.sleep(stage.chance.uniform(0, 0.3))
-        for part in stage.receivers.values():
-            if not part.running:
-                _restart(stage, part)
-
-
-def _restart(stage: Stage, part: Part) -> None:
-    stage.count_deaths()
-    if not part.running:
-        part.start()
+        stage.count_deaths()
 
 
 async def stop_workers(stage: Stage, seconds: float) -> None:
@@ -162,5 +152,6 @@ async def _die_and_die_again(stage: Stage, part: Part, points: _Points, ends: fl
         patience = min(time.monotonic() + 15, ends + 5)
         while part.running and time.monotonic() < patience:
             await asyncio.sleep(0.05)
-        if not part.running:
+        if not part.running and not part.counted:
+            part.counted = True
             stage.kills[f"worker, at {point.split()[0]}", "SIGKILL"] += 1

@@ -66,7 +66,7 @@ class Log:
                 at_ns=time.monotonic_ns(),
                 txn_id=txn_id,
                 digest=hashlib.sha256(body).hexdigest()[:32],
-                items=[named(item) for item in items],
+                items=[named(item) for item in items if "stream" in item["content"]],
             )
         )
         return items

@@ -38,6 +38,7 @@ def faked(clock: Path) -> Mapping[str, str]:
         "FAKETIME_CACHE_DURATION": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         "DONT_FAKE_MONOTONIC": "1",
+        "NO_FAKE_STAT": "1",
     }
 
 

@@ -85,8 +85,10 @@ class Part:
     kind: str
     command: ChildCommand
     child: ChildProcess | None = None
+    counted: bool = False  # its death, by whoever killed it
 
     def start(self) -> None:
+        self.counted = False
         self.child = ChildProcess.start(self.command)
 
     @property
@@ -170,7 +172,7 @@ class Stage:
         async with asyncio.timeout(within):
             await exists(Path(task.log))
 
-    async def workers_ready(self, within: float = 60.0) -> None:
+    async def workers_ready(self, within: float = 120.0) -> None:
         async with asyncio.timeout(within), aiohttp.ClientSession() as http:
             for number, part in enumerate(self.workers):
                 while not await _answers(http, self._admin(number)):
@@ -186,6 +188,7 @@ class Stage:
         self.kills[part.kind, number.name] += 1
         if number is signal.SIGKILL and part.child is not None:
             part.child.wait()
+            part.counted = True
 
     def kill_postgres(self) -> None:
         """The postmaster; its sessions end by themselves, and the next start waits for them."""
@@ -206,13 +209,13 @@ class Stage:
                 time.sleep(0.2)
 
     def count_deaths(self) -> None:
-        """Processes that killed themselves, as they were told; they are started again."""
+        """Start whatever ended; count who killed himself, as he was told."""
         for part in (*self.workers, *self.receivers.values()):
-            if part.child is not None and part.child.exit_code == -signal.SIGKILL:
+            if part.child is None or part.running:
+                continue
+            if part.child.exit_code == -signal.SIGKILL and not part.counted:
                 self.kills[part.kind, "SIGKILL"] += 1
-                part.start()
-            elif part.child is not None and not part.running:
-                part.start()  # `run` gives up when the database is not there at its start
+            part.start()  # also who gave up, as `run` does without a database at its start
 
     def heal(self) -> None:
         """Whatever does not run is started; whatever was stopped goes on."""
