@@ -70,7 +70,7 @@ def _serves(one: psutil.Process) -> bool:
 
 
 async def kill_appservices(stage: Stage, seconds: float) -> None:
-    async for _ in moments(stage, seconds, 0.3, 1.2):
+    async for _ in moments(stage, seconds, 0.1, 0.6):
         stage.kill(stage.chance.choice(list(stage.receivers.values())))
         await asyncio.sleep(stage.chance.uniform(0, 0.3))
         stage.count_deaths()
@@ -95,8 +95,10 @@ async def stop_backends(stage: Stage, seconds: float) -> None:
         sessions = _sessions(stage)
         chosen = stage.chance.sample(sessions, min(len(sessions), 3))
         _signal_all(stage, chosen, signal.SIGSTOP)
-        await asyncio.sleep(stage.chance.uniform(0.1, 3))
-        _signal_all(stage, chosen, signal.SIGCONT)
+        try:
+            await asyncio.sleep(stage.chance.uniform(0.1, 3))
+        finally:  # nobody else would ever wake them
+            _signal_all(stage, chosen, signal.SIGCONT)
 
 
 def _signal_all(stage: Stage, pids: list[int], number: signal.Signals) -> None:

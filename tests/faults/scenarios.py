@@ -28,7 +28,7 @@ _ALL: Final = (
         says="kill -9 of four workers, one every 0.3 to 1 s",
         happens=kill_workers,
         layout=Layout(workers=4),
-        seconds=420,
+        seconds=300,
         short_seconds=8,
     ),
     Scenario(
@@ -36,7 +36,7 @@ _ALL: Final = (
         says="the same, where triggers on Synapse's tables capture",
         happens=kill_workers,
         layout=Layout(kind="synapse", workers=4),
-        seconds=180,
+        seconds=150,
         short_seconds=8,
     ),
     Scenario(
@@ -44,22 +44,22 @@ _ALL: Final = (
         says="a worker kills itself right before and right after each kind of commit",
         happens=kill_at_commits,
         layout=Layout(workers=4, program=DYING),
-        seconds=180,
-        short_seconds=12,
+        seconds=120,
+        short_seconds=8,
     ),
     Scenario(
         name="commits-synapse",
         says="the same, where triggers on Synapse's tables capture",
         happens=kill_at_commits,
         layout=Layout(kind="synapse", workers=4, program=DYING),
-        seconds=180,
+        seconds=120,
         short_seconds=0,
     ),
     Scenario(
         name="postgres",
         says="kill -9 of the Postgres server, or of one of its sessions",
         happens=kill_postgres,
-        seconds=150,
+        seconds=100,
         short_seconds=8,
     ),
     Scenario(
@@ -67,7 +67,7 @@ _ALL: Final = (
         says="the same, where triggers on Synapse's tables capture",
         happens=kill_postgres,
         layout=Layout(kind="synapse"),
-        seconds=90,
+        seconds=60,
         short_seconds=0,
     ),
     Scenario(
@@ -83,14 +83,14 @@ _ALL: Final = (
         says="SIGSTOP of workers for longer than a lease, then SIGCONT",
         happens=stop_workers,
         layout=Layout(workers=4, manners={f"as{n}": {"delay_seconds": 0.05} for n in range(3)}),
-        seconds=100,
-        short_seconds=14,
+        seconds=80,
+        short_seconds=13,
     ),
     Scenario(
         name="frozen-sessions",
         says="SIGSTOP of sessions of Postgres for up to 3 s",
         happens=stop_backends,
-        seconds=60,
+        seconds=40,
         short_seconds=0,
     ),
     Scenario(
@@ -98,7 +98,7 @@ _ALL: Final = (
         says="the homeserver sends twice at once, once more later, and after kills of workers",
         happens=repeat_requests,
         layout=Layout(workers=2, repeats=0.6),
-        seconds=60,
+        seconds=40,
         short_seconds=8,
     ),
     Scenario(
@@ -107,7 +107,7 @@ _ALL: Final = (
         " are reset, closed, half closed, and stalled for up to 12 s",
         happens=cut_connections,
         around=proxies,
-        seconds=120,
+        seconds=90,
         short_seconds=10,
     ),
     Scenario(
@@ -116,7 +116,7 @@ _ALL: Final = (
         happens=cut_connections,
         around=proxies,
         layout=Layout(kind="synapse"),
-        seconds=60,
+        seconds=45,
         short_seconds=0,
     ),
     Scenario(
@@ -125,7 +125,7 @@ _ALL: Final = (
         happens=fill_disk,
         around=small_disk,
         layout=Layout(workers=2, streams=1),
-        seconds=60,
+        seconds=45,
         short_seconds=8,
     ),
     Scenario(
@@ -143,7 +143,7 @@ _ALL: Final = (
             delivery={"timeout_seconds": 3},
         ),
         exempt=EXEMPT,
-        seconds=60,
+        seconds=45,
         short_seconds=8,
     ),
     Scenario(
@@ -152,7 +152,7 @@ _ALL: Final = (
         happens=jump_workers,
         around=clocks_of_workers,
         layout=Layout(workers=2),
-        seconds=60,
+        seconds=40,
         short_seconds=0,
     ),
     Scenario(
@@ -161,7 +161,7 @@ _ALL: Final = (
         happens=jump_postgres,
         around=clock_of_postgres,
         layout=Layout(workers=2),
-        seconds=60,
+        seconds=40,
         short_seconds=0,
     ),
     Scenario(
@@ -176,7 +176,7 @@ _ALL: Final = (
             manners={one: {"poison": True, "most_items": 200} for one in ("as0", "as1")},
         ),
         exempt=Exempt(split=frozenset({"as0", "as1"}), poison_every=100),
-        seconds=60,
+        seconds=40,
         short_seconds=0,
         needs="splitting and burying on proof",
     ),

@@ -10,7 +10,7 @@ from tests.faults.report import sigkills, table
 from tests.faults.scenarios import SCENARIOS
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_no_fault_of_the_short_form_loses_doubles_reorders_or_alters_anything() -> None:
     rows = asyncio.run(run(everything(short=True), short=True, seed=1))
     shown = table(rows) + "".join(f"\n{row.failed} {row.verdict.examples}" for row in rows)
@@ -19,6 +19,7 @@ def test_no_fault_of_the_short_form_loses_doubles_reorders_or_alters_anything() 
     assert sigkills(rows) > 30, shown
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("broken", "number"),
     [

@@ -43,7 +43,7 @@ SAYS: Final = (
     "a real Synapse: it, the bridge and the appservice are killed with -9 while people send device"
     " messages and room events"
 )
-SECONDS: Final = 90.0
+SECONDS: Final = 80.0
 PEOPLE: Final = 4
 ATTEMPTS: Final = 1000  # a fact's number is its message's number times this, and the attempt
 
