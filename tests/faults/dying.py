@@ -11,6 +11,7 @@ A kind of commit is named after the function that opens the DB transaction.
 
 import asyncio
 import os
+import random
 import signal
 import sys
 import uuid
@@ -86,7 +87,8 @@ def new_bytes(send: Callable[..., Any]) -> Callable[..., Any]:
     """Every attempt has other bytes."""
 
     async def broken(self: HttpSender, txn_id: str, body: bytes, *, now: float) -> Outcome:
-        return await send(self, txn_id, body + b" " * (1 + int(now * 1e6) % 100), now=now)  # type: ignore[no-any-return]
+        padded = body + b" " * random.randrange(1000)
+        return await send(self, txn_id, padded, now=now)  # type: ignore[no-any-return]
 
     return broken
 
