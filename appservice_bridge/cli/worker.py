@@ -101,7 +101,7 @@ class Worker:
             session, homeserver.url, homeserver.server_name, homeserver.verify_keys
         )
         self._ingest = Ingest(database, owners, registrations, keys, budget)
-        as_tokens = AsTokens(registrations, leading_to)
+        as_tokens = AsTokens(self._tokens, leading_to)
         self._as_sync = AsSync(as_tokens, self._lanes.connected)
         self._poll = Poll(as_tokens, self._lanes.polls)
         self._relay = Relay(

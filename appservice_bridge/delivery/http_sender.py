@@ -13,6 +13,7 @@ import aiohttp
 import orjson
 from aiohttp.abc import AbstractStreamWriter
 
+from appservice_bridge.delivery.ping import Answered, ping
 from appservice_bridge.domain.outcome import (
     ANSWER_CHARACTERS,
     Acked,
@@ -25,7 +26,6 @@ from appservice_bridge.domain.registration import Registration
 
 V1_PATH: Final = "/_matrix/app/v1/transactions/"
 LEGACY_PATH: Final = "/transactions/"
-PING_PATH: Final = "/_matrix/app/v1/ping"
 REPROBE_SECONDS: Final = 600.0  # an appservice that was upgraded gets its v1 path back
 _ANSWER_BYTES: Final = 16_384
 _BODY_SECONDS: Final = 1.0  # the status is the answer; nobody waits long for the rest
@@ -73,18 +73,9 @@ class HttpSender:
 
     async def ping(self) -> bool:
         """Whether the appservice answers a ping of ours with 2xx."""
-        url = f"{self._registration.url}{PING_PATH}"
-        try:
-            async with self._session.post(
-                url,
-                data=b"{}",
-                headers=self._headers(),
-                allow_redirects=False,
-                timeout=self._timeout,
-            ) as response:
-                return 200 <= response.status < 300
-        except (TimeoutError, aiohttp.ClientError, OSError, ValueError):
-            return False
+        total = self._timeout.total or 0.0
+        answered = await ping(self._session, self._registration, timeout_seconds=total)
+        return isinstance(answered, Answered)
 
     async def _put(self, path: str, txn_id: str, body: bytes) -> Outcome:
         url = f"{self._registration.url}{path}{quote(txn_id, safe='')}"

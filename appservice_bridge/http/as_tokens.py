@@ -1,13 +1,13 @@
 """Which appservice shows its as_token, and whether it may be served in this way."""
 
+import asyncio
 from collections.abc import Mapping
-from secrets import compare_digest
 
 import structlog
 from aiohttp import web
 
 from appservice_bridge.delivery.destination import Destination
-from appservice_bridge.domain.registration import Registration
+from appservice_bridge.domain.tokens import Tokens
 from appservice_bridge.domain.transport import Transport
 from appservice_bridge.http.answers import error
 
@@ -17,10 +17,8 @@ log = structlog.get_logger(__name__)
 class AsTokens:
     """Tells appservices by the token that they show to the homeserver, too."""
 
-    def __init__(
-        self, registrations: Mapping[str, Registration], destinations: Mapping[str, Destination]
-    ) -> None:
-        self._registrations = registrations
+    def __init__(self, tokens: Tokens, destinations: Mapping[str, Destination]) -> None:
+        self._tokens = tokens
         self._destinations = destinations
 
     def served(self, request: web.Request, transport: Transport) -> Destination | web.Response:
@@ -28,28 +26,21 @@ class AsTokens:
         shown = _bearer(request)
         if not shown:
             return error(401, "M_MISSING_TOKEN", "the as_token is missing")
-        registration = self._owner(shown)
-        if registration is None:
+        now = asyncio.get_running_loop().time()
+        appservice_id = self._tokens.of_as_token(shown, now=now)
+        if appservice_id is None:
             log.warning("as_token.unknown", transport=transport)
             return error(401, "M_UNKNOWN_TOKEN", "this is no as_token of a registration here")
-        destination = self._destinations.get(registration.id)
+        destination = self._destinations.get(appservice_id)
         configured = "none" if destination is None else destination.transport
         if destination is None or configured != transport:
             return error(
                 403,
                 "M_FORBIDDEN",
-                f"the transport of {registration.id} is {configured}; to use this one, set"
-                f" appservices.{registration.id}.transport to {transport} in the bridge's config",
+                f"the transport of {appservice_id} is {configured}; to use this one, set"
+                f" appservices.{appservice_id}.transport to {transport} in the bridge's config",
             )
         return destination
-
-    def _owner(self, shown: bytes) -> Registration | None:
-        """All are compared, each in constant time."""
-        found = None
-        for registration in self._registrations.values():
-            if compare_digest(shown, registration.as_token.encode(errors="surrogatepass")):
-                found = registration
-        return found
 
 
 def _bearer(request: web.Request) -> bytes:

@@ -23,7 +23,11 @@ with dead as (
 ), buried as (
     insert into dead_letter (appservice_id, kind, reason, user_id, device_id, stream_id, payload,
                              redrivable, txn_id, status, errcode, answer)
-    select $1, kind, $4, user_id, device_id, stream_id, payload, true, $5, $6, $7, $8 from dead
+    select $1, kind, $4, user_id, device_id, stream_id, payload,
+           not exists (select from deleted_device d
+                        where d.appservice_id = $1 and d.user_id = dead.user_id
+                          and d.device_id = dead.device_id and $2 <= d.upto),
+           $5, $6, $7, $8 from dead
 )
 select kind, octet_length(payload) as bytes from dead
 """

@@ -118,6 +118,12 @@ delete from inbox_delivered where ctid = any(array(
     select ctid from inbox_delivered where appservice_id = $1 limit $2))
 """
 
+FORGET_KEPT: Final = """
+-- removal.forget_kept
+delete from kept where ctid = any(array(
+    select ctid from kept where appservice_id = $1 limit $2))
+"""
+
 FORGET_TOKENS: Final = """
 -- removal.forget_tokens
 delete from appservice_token where appservice_id = $1
@@ -162,6 +168,7 @@ _IN_BATCHES: Final = (
     FORGET_TRACKED,
     FORGET_RESIDENTS,
     FORGET_DELIVERED,
+    FORGET_KEPT,
 )
 _AT_LAST: Final = (
     FORGET_TOKENS,

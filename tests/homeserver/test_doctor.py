@@ -169,7 +169,7 @@ async def test_an_appservice_that_does_not_listen_is_found(copy: Copy) -> None:
 async def test_an_appservice_with_another_hs_token_is_found(copy: Copy) -> None:
     copy.change(copy.registration, lambda d: d.update(hs_token="another"))
     finding = await copy.found("token_mismatch")
-    assert "the appservice refuses" in finding["what"]
+    assert "refuses our hs_token, 403" in finding["what"]
 
 
 @pytest.mark.usefixtures("appservice")
