@@ -72,13 +72,13 @@ class Lane:
     async def serve(self, stop: asyncio.Event) -> None:
         """Deliver until `stop` is set, `leave` is called, or the lane is someone else's."""
         owed: Sealed | None = None
-        while not (stop.is_set() or self.leaving):
+        while not self._ends(stop):
             try:
                 if self._term != self._clock.term:
                     owed, self._looked = None, False  # another worker may have sent it since
                 if owed is None and not self._looked and not self._resting():
                     owed = await self._or_halt(self._resume())
-                if owed is None or self._resting() or not self._clock.holds:
+                if owed is None or self._resting() or not self._clock.holds or self._ends(stop):
                     await self._wait(stop)
                     continue
                 again = not owed.attempt_open
@@ -94,6 +94,10 @@ class Lane:
                 return
             finally:
                 self.sending = False
+
+    def _ends(self, stop: asyncio.Event) -> bool:
+        """Whether no attempt is to begin any more."""
+        return stop.is_set() or self.leaving
 
     async def _resume(self) -> Sealed | None:
         self._work.clear()
@@ -151,7 +155,7 @@ class Lane:
                 self._policy,
                 owed,
                 status=outcome.status,
-                seal=not (self.leaving or stop.is_set()),  # it could not be sent
+                seal=not self._ends(stop),  # it could not be sent
             )
         self._log.info(
             "transaction.acked",
@@ -176,7 +180,7 @@ class Lane:
 
     async def _wait(self, stop: asyncio.Event) -> None:
         """Until there may be work: an append, the end of the rest, or of the lane."""
-        if stop.is_set() or self.leaving:
+        if self._ends(stop):
             return
         if await set_within(self._work, self._nothing_due_seconds()):
             self._work.clear()
