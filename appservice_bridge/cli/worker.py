@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import aiohttp
 import structlog
+from aiohttp import web
 
 from appservice_bridge.cli.doors import Doors
 from appservice_bridge.cli.synapse_side import cleaned, synapse_side
@@ -19,6 +20,7 @@ from appservice_bridge.delivery.lanes import Lanes
 from appservice_bridge.delivery.purge import Retention, run_purge
 from appservice_bridge.domain.capture import CaptureMode
 from appservice_bridge.domain.owners import Owners
+from appservice_bridge.domain.registration import Registration
 from appservice_bridge.domain.reloading import Reloads
 from appservice_bridge.domain.tokens import Tokens
 from appservice_bridge.domain.transport import Transport
@@ -75,7 +77,7 @@ class Worker:
         self._reloads = reloads or Reloads()
         self._owners = owners
         self._database = database
-        homeserver, budget = of.config.homeserver, of.config.budget.limits()
+        budget = of.config.budget.limits()
         registrations = {each.id: each for each in of.registrations}
         self._tokens = Tokens(registrations)
         self._intake = Intake(database, owners, self._appended, budget)
@@ -92,29 +94,40 @@ class Worker:
         self.waker: HomeserverWaker = HomeserverWaker(
             database,
             session,
-            homeserver.url,
+            of.config.homeserver.url,
             owners.registrations,
             budget,
             waiting=None if before is None else before.waker.left_over(owners.registrations),
         )
-        keys = HomeserverKeys(
-            session, homeserver.url, homeserver.server_name, homeserver.verify_keys
-        )
-        self._ingest = Ingest(database, owners, registrations, keys, budget)
-        as_tokens = AsTokens(self._tokens, leading_to)
-        self._as_sync = AsSync(as_tokens, self._lanes.connected)
-        self._poll = Poll(as_tokens, self._lanes.polls)
-        self._relay = Relay(
-            database,
+        self._relay = self._taking_in(session, registrations, leading_to)
+
+    def _taking_in(
+        self,
+        session: aiohttp.ClientSession,
+        registrations: Mapping[str, Registration],
+        leading_to: Mapping[str, Destination],
+    ) -> web.Application:
+        """What the homeserver asks, and the appservices that come to us."""
+        homeserver, budget = self.of.config.homeserver, self.of.config.budget.limits()
+        relay = Relay(
+            self._database,
             registrations,
-            owners.registrations,
+            self._owners.registrations,
             PassThrough(session),
             self.waker,
             self._lanes.changed.set,
             before=self._synapse,
             budget=budget,
             tokens=self._tokens,
+        ).application()
+        keys = HomeserverKeys(
+            session, homeserver.url, homeserver.server_name, homeserver.verify_keys
         )
+        Ingest(self._database, self._owners, registrations, keys, budget).add_to(relay)
+        as_tokens = AsTokens(self._tokens, leading_to)
+        AsSync(as_tokens, self._lanes.connected).add_to(relay)
+        Poll(as_tokens, self._lanes.polls).add_to(relay)
+        return relay
 
     async def begin(self) -> None:
         """Make the registrations the ones that intake routes by, here and at other workers.
@@ -154,21 +167,18 @@ class Worker:
             auth=AdminAuth(operators(self.of)),
             reloads=self._reloads,
         )
-        relay = self._relay.application()
-        for more in (self._ingest, self._as_sync, self._poll):
-            more.add_to(relay)
         try:
             async with asyncio.TaskGroup() as group:
                 going_live = group.create_task(self._go_live(self._waiting), name="go-live")
                 self._start(group, stop)
                 await set_within(self._lanes.may_send, LONGEST_WAIT_SECONDS)
-                await doors.open_to(relay, admin.application())
+                await doors.open_to(self._relay, admin.application())
                 self.serving.set()
                 await stop.wait()
                 going_live.cancel()
                 self._intake.wake.set()  # so that it sees the stop now
         finally:
-            await doors.leave(relay)
+            await doors.leave(self._relay)
 
     def _start(self, group: asyncio.TaskGroup, stop: asyncio.Event) -> None:
         """Begin with all that ends with `stop`."""

@@ -19,6 +19,17 @@ from appservice_bridge.http.wake_homeserver import PROBE_PREFIX, PROBE_STATUS
 SKEW_SECONDS: Final = 10.0
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=15)
 
+_SET_URL: Final = (
+    'set `url: "{url}"` in the homeserver\'s copy of the registration, and restart the homeserver'
+)
+_MENDS: Final = {
+    "not_at_relay": _SET_URL,
+    "token_mismatch": "write the homeserver's copy again with `appservice-bridge registration"
+    " for-homeserver {source} -o COPY.yaml`, and restart the homeserver",
+    "relay_unreachable": f"start a worker with `appservice-bridge run`, or {_SET_URL}",
+    "not_asked": "look at the url of the homeserver's copy: it should be {url}",
+}
+
 
 class HomeserverAsked:
     """Asks the homeserver what only it can say.
@@ -101,45 +112,36 @@ def _way(
     registration: Registration, status: int | None, answer: Any, relay: str
 ) -> Iterator[Finding]:
     """What the homeserver's answer to a probe says."""
-    wanted = f'set `url: "{relay}{relay_path(registration.id)}"` in the homeserver\'s copy of the'
-    wanted += " registration, and restart the homeserver"
-    if status == 200:
-        yield _of(registration, "not_at_relay", "the homeserver reaches somebody else", wanted)
-        return
-    errcode, reached = _text(answer, "errcode") or "", _number(answer, "status")
-    if errcode.endswith("BAD_STATUS") and reached == PROBE_STATUS:
-        return
-    same = "write the homeserver's copy again with `appservice-bridge registration for-homeserver"
-    same += f" {registration.source} -o COPY.yaml`, and restart the homeserver"
-    if errcode.endswith("URL_NOT_SET"):
-        yield _of(registration, "not_at_relay", "the homeserver's copy has no url", wanted)
-    elif status in (401, 403):
-        what = "the homeserver does not know this as_token, or not with this id"
-        yield _of(registration, "token_mismatch", what, same)
-    elif reached in (401, 403):
-        what = "whom the homeserver reaches does not take its hs_token"
-        yield _of(registration, "token_mismatch", what, same)
-    elif reached is not None:
-        what = f"whom the homeserver reaches answers {reached}, and is not the relay"
-        yield _of(registration, "not_at_relay", what, wanted)
-    elif status is not None and status >= 500:
-        what = "the homeserver does not reach the relay"
-        mend = f"start a worker with `appservice-bridge run`, or {wanted}"
-        yield _of(registration, "relay_unreachable", what, mend)
-    else:
-        what = f"the homeserver cannot be asked for its way to the relay (status {status})"
-        finding = _of(registration, "not_asked", what, "look at it by hand: the copy's url")
+    found = _said(status, _text(answer, "errcode") or "", _number(answer, "status"))
+    if found is not None:
+        code, what = found
+        url = relay + relay_path(registration.id)
         yield Finding(
-            code=finding.code,
-            what=finding.what,
-            mend=finding.mend,
-            appservice=finding.appservice,
-            level=Level.DOUBT,
+            code=code,
+            what=what,
+            mend=_MENDS[code].format(url=url, source=registration.source),
+            level=Level.DOUBT if code == "not_asked" else Level.FAULT,
+            appservice=registration.id,
         )
 
 
-def _of(registration: Registration, code: str, what: str, mend: str) -> Finding:
-    return Finding(code=code, what=what, mend=mend, appservice=registration.id)
+def _said(status: int | None, errcode: str, reached: int | None) -> tuple[str, str] | None:
+    """Code and sentence of what is wrong; `reached` is what the homeserver itself was answered."""
+    if errcode.endswith("BAD_STATUS") and reached == PROBE_STATUS:
+        return None
+    if status == 200:
+        return "not_at_relay", "the homeserver reaches somebody else than the relay"
+    if errcode.endswith("URL_NOT_SET"):
+        return "not_at_relay", "the homeserver's copy has no url"
+    if status in (401, 403):
+        return "token_mismatch", "the homeserver does not know this as_token, or not with this id"
+    if reached in (401, 403):
+        return "token_mismatch", "whom the homeserver reaches does not take its hs_token"
+    if reached is not None:
+        return "not_at_relay", f"whom the homeserver reaches answers {reached}: it is not the relay"
+    if status is not None and status >= 500:
+        return "relay_unreachable", "the homeserver does not reach the relay"
+    return "not_asked", f"the homeserver cannot be asked for its way to the relay ({status})"
 
 
 def releases(found: str | None) -> Iterator[Finding]:
