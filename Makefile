@@ -4,6 +4,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 POSTGRES ?= $(lastword $(sort $(wildcard /usr/lib/postgresql/*/bin)))
 
+# Two processes: most tests wait more than they work. A file, or all that share a Synapse, in one.
+SIDE_BY_SIDE := -n 2 --dist loadgroup
+
 OLDEST := .venv-oldest
 OLDEST_READY := $(OLDEST)/.ready
 
@@ -16,11 +19,12 @@ dev: $(READY)         ## the same, and stays up until Ctrl-C
 	$(BIN)/appservice-bridge dev
 
 test: $(READY)        ## needs nothing but the package index
-	$(BIN)/pytest
+	$(BIN)/pytest $(SIDE_BY_SIDE)
 
 test-system: $(READY) ## what needs the system's packages: the bridge on the system's Postgres
 	@test -x "$(POSTGRES)/initdb" || { echo "needs Debian's postgresql, or make POSTGRES=DIR"; exit 1; }
-	$(BIN)/pytest tests/storage tests/routing tests/sources tests/delivery --postgres-binaries "$(POSTGRES)"
+	$(BIN)/pytest tests/storage tests/routing tests/sources --postgres-binaries "$(POSTGRES)" \
+	  $(SIDE_BY_SIDE)
 
 # All of tests/homeserver but what asks about the bridge alone, or is long and has a shorter twin, and
 # the module, which is tested in the environment of the newest:

@@ -22,3 +22,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=sys.executable,
         help="a Python with the matrix-synapse that the tests of tests/homeserver start",
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares a Synapse, or loads the machine by itself, goes to one process; else a file."""
+    for item in items:
+        path = item.path.relative_to(Path(__file__).parent)
+        together = path.parts[0] in ("homeserver", "faults")
+        item.add_marker(pytest.mark.xdist_group(path.parts[0] if together else str(path)))

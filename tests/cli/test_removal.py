@@ -53,6 +53,8 @@ async def a_row_in_every_table(pg: Connection) -> None:
         insert into resident values ('bot', '!r', '@b_1:example.org');
         insert into inbox_delivered values ('bot', '@b_1:example.org', 'D', 1);
         insert into event_cursor values ('bot', 1);
+        insert into kept (appservice_id, number, txn_id, first_position, last_position, items,
+                          payload_bytes) values ('bot', 98, 'y', 0, 0, 1, 1);
         insert into capture_log (kind, appservice_id) values ('transaction', 'bot');
         reset search_path"""
     )

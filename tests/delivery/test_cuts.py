@@ -91,7 +91,7 @@ async def test_sigterm_without_a_database_ends_0_within_the_limit(
                 await wire.cut()
             await capture(pg, BOT, 1)
             await asyncio.sleep(1)
-            assert await ended(one, 40) == 0
+            assert await ended(one, 60) == 0
 
 
 async def ended(one: WorkerProcess, within: float) -> int:
@@ -114,7 +114,7 @@ async def test_sigterm_while_an_appservice_hangs_ends_0_within_the_limit_and_sea
             await bot.until(lambda: len(bot.requests) == 1)
             await capture(pg, BOT, 2)
             began = time.monotonic()
-            assert await ended(one, 40) == 0
+            assert await ended(one, 60) == 0
             assert time.monotonic() - began < 30
     assert await pg.fetchval("select count(*) from appservice_bridge.sealed") == 1
     assert await pg.fetchval("select worker_id from appservice_bridge.lane") is None
