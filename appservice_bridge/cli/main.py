@@ -1,42 +1,78 @@
-"""The command line: one module per command, gathered here."""
+"""The command line: one module per command, gathered here and read when it is asked for."""
 
 import sys
+from importlib import import_module
+from typing import Any, Final
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
-from appservice_bridge.cli.audit import audit
-from appservice_bridge.cli.backfill import backfill
-from appservice_bridge.cli.check import check
-from appservice_bridge.cli.dead_letters import dead_letters, discard, redrive
-from appservice_bridge.cli.dev import dev
-from appservice_bridge.cli.doctor import doctor
-from appservice_bridge.cli.install import install, uninstall
-from appservice_bridge.cli.migrate import migrate
-from appservice_bridge.cli.orders import pause, resume, retry
-from appservice_bridge.cli.ping import ping
-from appservice_bridge.cli.registration import registration
-from appservice_bridge.cli.removing import remove
-from appservice_bridge.cli.replay import replay
-from appservice_bridge.cli.resync import resync
-from appservice_bridge.cli.run import run
-from appservice_bridge.cli.status import status
-from appservice_bridge.cli.top import top
-from appservice_bridge.cli.transactions import transactions
+# Reading them all would take each command longer than its work.
+COMMANDS: Final = {
+    "dev": "dev",
+    "run": "run",
+    "check": "check",
+    "doctor": "doctor",
+    "migrate": "migrate",
+    "install": "install",
+    "uninstall": "install",
+    "status": "status",
+    "top": "top",
+    "transactions": "transactions",
+    "dead-letters": "dead_letters",
+    "audit": "audit",
+    "ping": "ping",
+    "pause": "orders",
+    "resume": "orders",
+    "retry": "orders",
+    "redrive": "dead_letters",
+    "discard": "dead_letters",
+    "replay": "replay",
+    "resync": "resync",
+    "backfill": "backfill",
+    "registration": "registration",
+}
+"""Which module of this room holds a command, in the order in which --help shows them."""
+
+
+class Commands(TyperGroup):
+    """Finds a command in its module, under the command's own name."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All of them."""
+        return list(COMMANDS)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The same as ever; for a name that is misspelt, the names it may mean are looked up."""
+        self.commands.update(dict.fromkeys(COMMANDS))  # type: ignore[arg-type]
+        return super().resolve_command(ctx, args)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The one that is asked for; None: there is none of this name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"appservice_bridge.cli.{COMMANDS[cmd_name]}")
+        found = getattr(module, cmd_name.replace("-", "_"))
+        if isinstance(found, typer.Typer):
+            return get_command(found)
+        alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        alone.command(cmd_name)(found)
+        return get_command(alone)
+
 
 app = typer.Typer(
     name="appservice-bridge",
     help="Deliver encryption traffic from a Matrix homeserver to its appservices, losing nothing.",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (dev, run, check, doctor, migrate, install, uninstall):
-    app.command()(command)
-for look in (status, top, transactions, dead_letters, audit):
-    app.command()(look)
-for order in (ping, pause, resume, retry, redrive, discard, replay, resync, backfill):
-    app.command()(order)
-registration.command("remove")(remove)
-app.add_typer(registration, name="registration")
+
+
+@app.callback()
+def _program() -> None:
+    """Deliver encryption traffic from a Matrix homeserver to its appservices, losing nothing."""
 
 
 def main() -> None:

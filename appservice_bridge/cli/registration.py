@@ -8,6 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from appservice_bridge.cli.check import show
+from appservice_bridge.cli.removing import remove
 from appservice_bridge.config.document import Document
 from appservice_bridge.config.environment import CONFIG_VARIABLE
 from appservice_bridge.config.faults import ConfigError, Fault
@@ -24,8 +25,12 @@ from appservice_bridge.domain.registration import Registration, relay_path
 
 registration = typer.Typer(
     help="Write a registration or the homeserver's copy of one, or forget one.",
+    name="registration",
     no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
+registration.command("remove")(remove)
 
 NO_URL: Final = "null"
 _PRIVATE: Final = 0o600

@@ -1,0 +1,29 @@
+"""The command line as a whole: every command is where the list says, and a slip is told."""
+
+import subprocess
+import sys
+
+import pytest
+
+from appservice_bridge.cli.main import COMMANDS
+from tests.cli.conftest import Run
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_what_it_is_for(run: Run, name: str) -> None:
+    result = run(name, "--help")
+    assert result.exit_code == 0, result.output
+    assert f"Usage: appservice-bridge {name}" in result.output or name == "registration"
+
+
+def test_a_name_that_is_misspelt_is_told_the_nearest(run: Run) -> None:
+    result = run("stats")
+    assert result.exit_code == 2
+    assert "Did you mean 'status'?" in result.output
+
+
+def test_a_command_reads_no_module_that_it_does_not_need() -> None:
+    said = "import sys; from appservice_bridge.cli.main import app"
+    said += "; app(['status', '--help'], standalone_mode=False); print('aiohttp' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
