@@ -24,15 +24,15 @@ RELEASE: Final = """
 -- kept.release: of the $2 oldest those whose time is over, or all with $4. What was acknowledged
 -- while the clock was ahead is not kept for longer.
 delete from kept k
- using (select number from kept where appservice_id = $1 order by number limit $2) oldest
+ using (select number from kept where appservice_id = $1 order by first_position limit $2) oldest
  where k.appservice_id = $1 and k.number = oldest.number
    and ($4 or k.acked_at not between clock_timestamp() - make_interval(secs => $3)
                                  and clock_timestamp() + interval '1 hour')
 """
 
 KEPT_FROM: Final = """
--- kept.kept_from
-select first_position from kept where appservice_id = $1 order by number limit 1
+-- kept.kept_from: not by number, for parts of what was split have higher ones than what follows
+select first_position from kept where appservice_id = $1 order by first_position limit 1
 """
 
 NOTE_INBOX: Final = """
@@ -70,7 +70,7 @@ SINCE: Final = """
 -- kept.since
 select number from kept
  where appservice_id = $1 and acked_at > clock_timestamp() - make_interval(secs => $2)
- order by number
+ order by first_position
 """
 
 REPLAY: Final = """

@@ -13,13 +13,15 @@ from appservice_bridge.delivery.purge import Retention, purge_once
 from appservice_bridge.domain.budget import Budget
 from appservice_bridge.storage import kept
 from appservice_bridge.storage.database import Database
-from tests.support.appservice import Appservice, appservice
+from tests.support.appservice import Appservice, Request, appservice, ok
 from tests.support.bridge import Files, registration, worker, worker_process, write_files
 from tests.support.command import command
 from tests.support.facts import Connection, attach, capture, outbox, relay, send
+from tests.support.refusing import capture_all
 
 BOT: Final = "@b_1:example.org"
 DAY: Final = 86_400
+TO_DEVICE: Final = "de.sorunome.msc2409.to_device"
 KEPT: Final = "select txn_id from appservice_bridge.kept order by number"
 AGE: Final = "update appservice_bridge.kept set acked_at = acked_at - make_interval(secs => $1)"
 COUNTED: Final = """
@@ -267,3 +269,41 @@ async def test_without_keeping_an_ack_asks_nothing_more_of_the_database(
     monkeypatch.setattr(kept, "keep", noted)
     async with delivered(pg, tmp_path, database, keep_delivered_seconds=0):
         assert asked == []
+
+
+@asynccontextmanager
+async def split_unevenly(
+    pg: Connection, directory: Path, database: str
+) -> AsyncIterator[tuple[Appservice, Files]]:
+    """Messages 1 to 8 were taken; of the two halves, the first had to be halved again."""
+    async with appservice() as bot:
+        refused = {"many": [1, 2, 3, 4]}
+
+        def answer(request: Request) -> tuple[int, dict[str, str], bytes]:
+            sent = [item["content"]["n"] for item in request.items(TO_DEVICE)]
+            return (
+                (413, {}, b"") if sent[: len(refused["many"])] == refused["many"] else ok(request)
+            )
+
+        bot.answer = answer
+        files = files_for(directory, database, bot, max_items=8)
+        await capture_all(pg, 8)
+        async with worker(files):
+            await bot.until(lambda: len(bot.to_device) == 8, within=30)
+            await acked(pg, 8)
+        yield bot, files
+
+
+async def test_parts_of_what_was_split_are_replayed_in_their_order(
+    pg: Connection, db: Database, database: str, tmp_path: Path
+) -> None:
+    async with split_unevenly(pg, tmp_path, database) as (bot, files):
+        assert numbers(bot) == list(range(1, 9))
+        assert len(bot.taken) == 3
+        await purged(db, keep=DAY)
+        assert await outbox(pg) == list(range(1, 9))
+        code, said, _ = await run(files, "bot", "--since", "1h")
+        assert (code, said) == (0, "8 to_device of 3 transactions will be delivered again\n")
+        async with worker(files):
+            await bot.until(lambda: len(bot.to_device) == 16, within=30)
+    assert numbers(bot) == [*range(1, 9), *range(1, 9)]
