@@ -1,5 +1,7 @@
 """`registration remove`: everything that is kept of an appservice that is registered no longer."""
 
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Annotated, Final
 
 import structlog
@@ -96,12 +98,38 @@ async def _require_unused(conn: Connection, appservice_id: str) -> None:
 
 
 async def _forget(database: Database, appservice_id: str) -> None:
+    """Nothing that came after a return of its registration is touched.
+
+    Raises:
+        NotRemovedError: it came back; what was discarded is gone.
+    """
+    await _all_batches(partial(_forget_discarded, database, appservice_id))
     for step in range(removal.STEPS):
-        forgotten = BATCH
-        while forgotten == BATCH:
-            async with database.transaction() as conn:
-                forgotten = await removal.forget_batch(conn, step, appservice_id, size=BATCH)
+        await _all_batches(partial(_forget_batch, database, step, appservice_id))
     async with database.transaction() as conn:
-        await registrations.wait_for_gate(conn)
-        await _require_unused(conn, appservice_id)
+        await _require_gone(conn, appservice_id)
         await removal.forget_rest(conn, appservice_id)
+
+
+async def _all_batches(forget: Callable[[], Awaitable[int]]) -> None:
+    while await forget() == BATCH:
+        pass
+
+
+async def _forget_discarded(database: Database, appservice_id: str) -> int:
+    async with database.transaction() as conn:
+        return await removal.forget_discarded(conn, appservice_id, size=BATCH)
+
+
+async def _forget_batch(database: Database, step: int, appservice_id: str) -> int:
+    async with database.transaction() as conn:
+        await _require_gone(conn, appservice_id)
+        return await removal.forget_batch(conn, step, appservice_id, size=BATCH)
+
+
+async def _require_gone(conn: Connection, appservice_id: str) -> None:
+    """Hold the gate, so that it cannot come back before the DB transaction ends."""
+    await registrations.wait_for_gate(conn)
+    if await removal.returned(conn, appservice_id):
+        reason = "its registration has come back meanwhile; what had waited for it is discarded"
+        raise NotRemovedError(appservice_id, reason)

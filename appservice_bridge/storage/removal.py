@@ -14,8 +14,7 @@ LEFT: Final = """
 -- removal.left
 select (select h.position - coalesce(l.acked_to, h.position) from outbox_head h
           left join lane l using (appservice_id) where h.appservice_id = $1) as items,
-       (select count(*) from capture_log where kind = 'transaction' and appservice_id = $1)
-           as transactions,
+       (select count(*) from capture_log where appservice_id = $1) as transactions,
        (select count(*) from device_list_update where appservice_id = $1)
      + (select count(*) from device_key_state
          where appservice_id = $1 and (waiting or sealed_in is not null)) as device_updates,
@@ -28,6 +27,11 @@ select exists (select from worker where alive_until > clock_timestamp()
                   and exists (select from appservice where appservice_id = $1))
     or exists (select from lane join worker using (worker_id)
                 where appservice_id = $1 and alive_until > clock_timestamp())
+"""
+
+RETURNED: Final = """
+-- removal.returned: its registration is announced, by whomever
+select exists (select from appservice where appservice_id = $1)
 """
 
 WITHDRAW: Final = """
@@ -45,6 +49,16 @@ update lane l
  where l.appservice_id = $1 and h.appservice_id = $1
 """
 
+FORGET_DISCARDED: Final = """
+-- removal.forget_discarded: what came since, if it came back, lies above
+delete from outbox
+ where appservice_id = $1
+   and position <= (select max(position) from (
+       select o.position from outbox o join lane l using (appservice_id)
+        where o.appservice_id = $1 and o.position <= l.purged_to
+        order by o.position limit $2) o)
+"""
+
 FORGET_SEALED: Final = """
 -- removal.forget_sealed
 delete from sealed where appservice_id = $1
@@ -53,7 +67,7 @@ delete from sealed where appservice_id = $1
 FORGET_CAPTURED: Final = """
 -- removal.forget_captured: intake takes the numbers for those of a writer that gave up
 delete from capture_log where seq = any(array(
-    select seq from capture_log where kind = 'transaction' and appservice_id = $1 limit $2))
+    select seq from capture_log where appservice_id = $1 limit $2))
 """
 
 FORGET_OUTBOX: Final = """
@@ -158,8 +172,8 @@ delete from outbox_head where appservice_id = $1
 
 _IN_BATCHES: Final = (
     FORGET_CAPTURED,
-    FORGET_OUTBOX,
     FORGET_DEAD_LETTERS,
+    FORGET_OUTBOX,
     FORGET_RELAYED,
     FORGET_SEEN_EVENTS,
     FORGET_LISTS,
@@ -187,7 +201,7 @@ class Left:
 
     Attributes:
         items: in its outbox, not acknowledged.
-        transactions: of the homeserver, stored and not routed yet.
+        transactions: of the homeserver, and single facts for it, stored and not routed yet.
         device_updates: users and devices that it has to hear of.
     """
 
@@ -219,19 +233,32 @@ async def in_use(conn: Connection, appservice_id: str) -> bool:
     return bool(await conn.fetchval(IN_USE, appservice_id))
 
 
+async def returned(conn: Connection, appservice_id: str) -> bool:
+    """Whether its registration came back since `discard`; only who holds the gate knows."""
+    return bool(await conn.fetchval(RETURNED, appservice_id))
+
+
 async def discard(conn: Connection, appservice_id: str) -> None:
-    """Let nothing wait for it any more; what that was goes with `forget_batch`.
+    """Let nothing wait for it any more; what that was goes with `forget_discarded`.
 
     Only who holds the gate may. If its registration comes back before all is forgotten, its lane
-    goes on behind what was discarded.
+    goes on behind what was discarded, and its counts begin anew.
     """
-    await conn.execute(WITHDRAW, appservice_id)
-    await conn.execute(DISCARD, appservice_id)
-    await conn.execute(FORGET_SEALED, appservice_id)
+    for statement in (WITHDRAW, DISCARD, FORGET_SEALED, FORGET_LEDGER):
+        await conn.execute(statement, appservice_id)
+
+
+async def forget_discarded(conn: Connection, appservice_id: str, *, size: int) -> int:
+    """So many items at most of those that were discarded, or delivered; returns how many."""
+    done = await conn.execute(FORGET_DISCARDED, appservice_id, size)
+    return int(done.split()[1])
 
 
 async def forget_batch(conn: Connection, step: int, appservice_id: str, *, size: int) -> int:
-    """So many rows at most of one of the `STEPS` tables that may be large; returns how many."""
+    """So many rows at most of one of the `STEPS` tables that may be large; returns how many.
+
+    Only who holds the gate may, and while its registration has not come back.
+    """
     done = await conn.execute(_IN_BATCHES[step], appservice_id, size)
     return int(done.split()[1])
 

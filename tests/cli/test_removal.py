@@ -2,18 +2,23 @@
 
 import asyncio
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from appservice_bridge.cli import removing
-from appservice_bridge.storage import removal
+from appservice_bridge.storage import audit, redriving, removal
+from appservice_bridge.storage.database import Connection as DbConnection
+from appservice_bridge.storage.database import Database
 from tests.support.appservice import appservice
 from tests.support.bridge import Files, registration, worker, worker_process, write_files
 from tests.support.command import command
-from tests.support.facts import Connection, capture
+from tests.support.dead_letters import set_aside
+from tests.support.facts import Connection, capture, relay, wait_until
 from tests.support.reloading import operator, register, with_tokens
 
 BOT, OTHER = "@b_1:example.org", "@o_1:example.org"
+OF_BOT = "select position::int from appservice_bridge.outbox where appservice_id = 'bot'"
 TABLES = """
 select table_name from information_schema.columns
  where table_schema = 'appservice_bridge' and column_name = 'appservice_id'
@@ -53,8 +58,7 @@ async def a_row_in_every_table(pg: Connection) -> None:
         insert into resident values ('bot', '!r', '@b_1:example.org');
         insert into inbox_delivered values ('bot', '@b_1:example.org', 'D', 1);
         insert into event_cursor values ('bot', 1);
-        insert into kept (appservice_id, number, txn_id, first_position, last_position, items,
-                          payload_bytes) values ('bot', 98, 'y', 0, 0, 1, 1);
+        insert into kept values ('bot', 98, 'x', 1, 1, 1, 1);
         insert into capture_log (kind, appservice_id) values ('transaction', 'bot');
         reset search_path"""
     )
@@ -161,7 +165,7 @@ async def test_a_removal_that_was_cut_short_sends_nothing_if_it_comes_back_and_c
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(removal, "forget_batch", die)
+        patched.setattr(removal, "forget_discarded", die)
         with pytest.raises(KeyboardInterrupt):
             await removing._remove(files.load(), "bot", discard_backlog=True)
     assert (await rows_of(pg, "bot"))["outbox"] == 3
@@ -174,3 +178,53 @@ async def test_a_removal_that_was_cut_short_sends_nothing_if_it_comes_back_and_c
     (files.config.parent / "registration_1.yaml").unlink()
     await removing._remove(files.load(), "bot", discard_backlog=False)
     assert (await rows_of(pg, "bot")).keys() == {"attached"}
+
+
+async def test_what_comes_after_its_return_is_not_forgotten_by_a_removal_at_work(
+    pg: Connection, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget, without = removing._forget, files.load()
+
+    async def forget_late(database: Database, appservice_id: str) -> None:
+        register(files, registration("bot", "http://127.0.0.1:9", users=["@b_.*"]), number=1)
+        async with worker(files):
+            await capture(pg, BOT, 4)
+            await wait_until(pg, f"select exists ({OF_BOT} and position > 3)")
+        await relay(pg, "bot", "$5")
+        await forget(database, appservice_id)
+
+    monkeypatch.setattr(removing, "_forget", forget_late)
+    with pytest.raises(removing.NotRemovedError, match="come back"):
+        await removing._remove(without, "bot", discard_backlog=True)
+    assert await pg.fetchval(f"select array({OF_BOT} order by position)") == [4]
+    async with appservice() as bot:
+        register(files, registration("bot", bot.url, users=["@b_.*"]), number=1)
+        async with worker(files):
+            await bot.until(lambda: len(bot.to_device) + len(bot.events) == 2)
+
+
+async def test_what_is_redriven_while_it_is_removed_goes_with_the_rest(
+    pg: Connection, db: Database, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letter = UUID(await set_aside(pg, 7))
+    forget_batch = removal.forget_batch
+
+    async def forget_later(conn: DbConnection, step: int, *of: str, size: int) -> int:
+        if removal._IN_BATCHES[step] is removal.FORGET_DEAD_LETTERS:
+            await redriving.redrive(conn, "bot", [letter])
+        return await forget_batch(conn, step, *of, size=size)
+
+    monkeypatch.setattr(removal, "forget_batch", forget_later)
+    await removing._remove(files.load(), "bot", discard_backlog=True)
+    assert (await rows_of(pg, "bot")).keys() == {"attached"}
+
+
+async def test_the_books_are_even_in_the_midst_of_a_removal_and_after_it_was_killed(
+    pg: Connection, db: Database, files: Files
+) -> None:
+    async with db.transaction() as conn:
+        await removing._discarded(conn, "bot", discard_backlog=True)
+    async with db.transaction() as conn:
+        balances, lacking = await audit.balances(conn, lambda _: None)
+    assert [one.difference for one in balances] == [0] * len(balances)
+    assert lacking == 0
