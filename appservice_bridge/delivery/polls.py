@@ -129,7 +129,8 @@ class Polls:
             owed = await sealed.in_flight(conn, lease) if state.in_flight else None
             if owed is None or owed.txn_id != txn_id:
                 return _was_acked(txn_id, state, owed)
-            await sealed.ack(conn, lease, owed, status=200)
+            policy = self._holds.destinations[appservice_id].policy
+            await sealing.ack_and_seal_next(conn, lease, policy, owed, status=200, seal=False)
         log.info("transaction.acked", appservice=appservice_id, txn=txn_id)
         return True
 

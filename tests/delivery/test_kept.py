@@ -13,6 +13,7 @@ from appservice_bridge.delivery.purge import Retention, purge_once
 from appservice_bridge.domain.budget import Budget
 from appservice_bridge.storage import kept
 from appservice_bridge.storage.database import Database
+from tests.support import connecting
 from tests.support.appservice import Appservice, Request, appservice, ok
 from tests.support.bridge import Files, registration, worker, worker_process, write_files
 from tests.support.command import command
@@ -307,3 +308,20 @@ async def test_parts_of_what_was_split_are_replayed_in_their_order(
         async with worker(files):
             await bot.until(lambda: len(bot.to_device) == 16, within=30)
     assert numbers(bot) == [*range(1, 9), *range(1, 9)]
+
+
+async def test_what_was_asked_for_and_acknowledged_is_kept_as_well(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    files = connecting.files_for(
+        tmp_path, database, "poll", delivery={"keep_delivered_seconds": DAY}
+    )
+    await capture(pg, BOT, 1)
+    async with worker(files), connecting.polling(files) as bot:
+        asked = await bot.next()
+        assert await bot.ack(asked.txn_id) == 200
+        assert [row["txn_id"] for row in await pg.fetch(KEPT)] == [asked.txn_id]
+        assert (await run(files, "bot", "--transaction", asked.txn_id))[0] == 0
+        again = await bot.next()
+    assert again.numbers == asked.numbers == [1]
+    assert again.txn_id != asked.txn_id
