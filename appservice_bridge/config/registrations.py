@@ -157,7 +157,7 @@ def find(patterns: Iterable[str], *, base: Path) -> tuple[list[Path], dict[str, 
         if not found:
             faults[pattern] = "matches no file; relative paths start at the config file"
         for path in found:
-            files.setdefault(path.resolve(), path)
+            files.setdefault(_resolved(path), path)
     return sorted(files.values()), faults
 
 
@@ -182,6 +182,13 @@ def _is_there(path: Path) -> bool:
         return path.exists()
     except OSError:
         return True  # reading it will say what is the matter
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # links that lead to each other
+        return path  # reading it will say what is the matter
 
 
 def _globbed(pattern: str, base: Path) -> list[Path]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from appservice_bridge.config.registrations import read_registration
 from appservice_bridge.config.watching import FileWatch
 
 PATTERNS = ("*.reg",)
@@ -63,3 +64,12 @@ def test_a_second_change_within_one_tick_of_the_clock_is_seen(
 def test_a_file_that_goes_is_a_change(watch: FileWatch, tmp_path: Path) -> None:
     (tmp_path / "one.reg").unlink()
     assert [watch.changed(PATTERNS) for _ in range(3)] == [False, True, False]
+
+
+def test_a_link_that_leads_to_itself_is_a_change_and_no_end(
+    watch: FileWatch, tmp_path: Path
+) -> None:
+    (tmp_path / "loop.reg").symlink_to("loop.reg")
+    assert [watch.changed(PATTERNS) for _ in range(3)] == [False, True, False]
+    faults = read_registration(tmp_path / "loop.reg").faults
+    assert ["symbolic links" in fault.reason for fault in faults] == [True]
