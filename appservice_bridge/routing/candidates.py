@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 
 from appservice_bridge.domain.errors import BridgeError
@@ -53,9 +54,11 @@ class Routing:
         devices: what was said of devices.
         foreign: users whom nobody owns.
         counts: what goes to the ledger; repeats are counted by `only_new`.
+        withdrawn: appservices that are registered no longer, and not removed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, withdrawn: Container[str] = ()) -> None:
+        self.withdrawn = withdrawn
         self.candidates: list[Candidate] = []
         self.devices = DeviceChanges()
         self.foreign: set[str] = set()

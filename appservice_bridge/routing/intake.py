@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -143,7 +143,7 @@ class Intake:
 
     async def _route(self, conn: Connection, batch: capture_log.Batch) -> set[str]:
         rows = await key_only.with_bodies(conn, batch.rows, max_bytes=MAX_BYTES)
-        routing = route_rows(rows, self._owners)
+        routing = route_rows(rows, self._owners, await self._withdrawn(conn, rows))
         inbox_keys, event_keys = routing.inbox_keys(), routing.event_keys()
         fresh_inbox = await repeats.take(conn, inbox_keys) if inbox_keys else set()
         fresh_events = await repeats.first_seen(conn, event_keys) if event_keys else set()
@@ -155,6 +155,17 @@ class Intake:
         if routing.counts:
             await ledger.count(conn, routing.counts)
         return appended
+
+    async def _withdrawn(
+        self, conn: Connection, rows: Sequence[capture_log.Captured]
+    ) -> frozenset[str]:
+        """Whom these rows were taken for who was registered then; their outboxes are still there.
+
+        The homeserver was told that it has arrived: only an operator may lose it.
+        """
+        named = {row.appservice_id for row in rows if row.appservice_id is not None}
+        away = named - self._owners.registrations.keys()
+        return await outbox.existing(conn, away) if away else frozenset()
 
     async def _halve_or_bury(self, error: RefusedRowError, *, sweep: bool) -> Passed:
         """Come closer to the row that is refused; bury it when it stands alone."""

@@ -1,7 +1,7 @@
 """Captured rows to items: what is in a row, whose it is, and what can never be delivered."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Final
 
 from appservice_bridge.domain.expiry import Fleeting
@@ -34,13 +34,15 @@ _FLEETING: Final = {f'"{type_}"': type_ for type_ in Fleeting}  # as it is writt
 _EPHEMERAL_FIELDS: Final = ("ephemeral", "de.sorunome.msc2409.ephemeral")
 
 
-def route_rows(rows: Iterable[Captured], owners: Owners) -> Routing:
+def route_rows(rows: Iterable[Captured], owners: Owners, withdrawn: Container[str] = ()) -> Routing:
     """What becomes of each row of a batch.
+
+    What came for an appservice that is `withdrawn` since goes where the rest of it waits.
 
     Raises:
         KeyMissingError: a row lacks what its kind has.
     """
-    routing = Routing()
+    routing = Routing(withdrawn)
     for row in rows:
         match row.kind:
             case CapturedKind.TO_DEVICE:
@@ -143,7 +145,7 @@ def _route_addressed(row: Captured, owners: Owners, routing: Routing) -> None:
     """One event for one appservice."""
     if row.appservice_id is None:
         raise KeyMissingError(row)
-    if row.appservice_id not in owners.registrations:
+    if not _has_outbox(row.appservice_id, owners, routing):
         routing.counts[LedgerKey(row.appservice_id, row.kind, LedgerOutcome.NO_TRANSPORT)] += 1
         return
     route = _route_event if row.kind == CapturedKind.EVENT else _route_ephemeral
@@ -153,6 +155,10 @@ def _route_addressed(row: Captured, owners: Owners, routing: Routing) -> None:
         routing.bury_whole(row, row.kind, str(error), row.body)
         return
     route(row, raw, routing)
+
+
+def _has_outbox(appservice_id: str, owners: Owners, routing: Routing) -> bool:
+    return appservice_id in owners.registrations or appservice_id in routing.withdrawn
 
 
 def _item_or_key(row: Captured, user_id: str, device_id: str) -> bytes:
@@ -183,7 +189,7 @@ def _route_transaction(row: Captured, owners: Owners, routing: Routing) -> None:
     appservice_id = row.appservice_id
     if appservice_id is None:
         raise KeyMissingError(row)
-    if appservice_id not in owners.registrations:
+    if not _has_outbox(appservice_id, owners, routing):
         routing.counts[LedgerKey(appservice_id, row.kind, LedgerOutcome.NO_TRANSPORT)] += 1
         return
     try:

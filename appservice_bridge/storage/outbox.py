@@ -1,6 +1,6 @@
 """What is routed and not yet acknowledged, in order; purged by range behind the ack."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -34,6 +34,11 @@ select i.appservice_id,
        i.kind, i.user_id, i.device_id, i.stream_id, i.captured_at, i.payload,
        i.fleeting
   from item i join head using (appservice_id)
+"""
+
+EXISTING: Final = """
+-- outbox.existing
+select appservice_id from outbox_head where appservice_id = any($1::text[])
 """
 
 NEXT_ITEMS: Final = """
@@ -185,6 +190,12 @@ async def append(conn: Connection, items: Sequence[Routed]) -> None:
     )
     if done != f"INSERT 0 {len(items)}":
         raise OutboxMissingError(sorted({item.appservice_id for item in items}))
+
+
+async def existing(conn: Connection, appservice_ids: Collection[str]) -> frozenset[str]:
+    """Those of these that have an outbox: registered, or withdrawn and not removed."""
+    rows = await conn.fetch(EXISTING, sorted(appservice_ids))
+    return frozenset(row["appservice_id"] for row in rows)
 
 
 async def next_items(

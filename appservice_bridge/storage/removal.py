@@ -78,6 +78,11 @@ delete from outbox
        select position from outbox where appservice_id = $1 order by position limit $2) o)
 """
 
+FORGET_LATE: Final = """
+-- removal.forget_late: what a worker took that had not heard of it yet; a few, if any
+delete from outbox where appservice_id = $1
+"""
+
 FORGET_DEAD_LETTERS: Final = """
 -- removal.forget_dead_letters
 delete from dead_letter where ctid = any(array(
@@ -189,6 +194,7 @@ _AT_LAST: Final = (
     FORGET_CURSOR,
     FORGET_LEDGER,
     KEEP_NUMBER,
+    FORGET_LATE,
     FORGET_LANE,
     FORGET_HEAD,
 )

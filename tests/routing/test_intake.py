@@ -7,6 +7,7 @@ import asyncpg
 import pytest
 
 from appservice_bridge.domain.transaction import Kind
+from appservice_bridge.routing.announcing import announce
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.routing.route import MOST_ENTRIES
 from appservice_bridge.storage import capture_log, ledger, repeats
@@ -216,3 +217,18 @@ async def test_a_row_that_another_worker_buried_costs_no_other_row(
     while not (await other.consume_once()).done:
         pass
     assert await outbox(pg) == [2]
+
+
+async def test_what_was_stored_for_an_appservice_that_is_withdrawn_waits_with_the_rest_of_its_own(
+    pg: Connection, db: Database, intake: Intake
+) -> None:
+    await relay(pg, "bot", "$1")
+    await intake.consume_once()
+    await relay(pg, "bot", "$2")  # stored, and the homeserver was told so
+    await relay(pg, "nobody", "$3")
+    others = registered(("other", "@o_.*"))
+    await announce(db, others, epoch="test")
+    await Intake(db, others, nobody).consume_once()
+    assert await outbox(pg) == ["$1", "$2"]
+    assert await counted(pg) == {(Kind.EVENT, "routed"): 2}
+    assert await counted(pg, "nobody") == {("transaction", "no_transport"): 1}
