@@ -1,5 +1,6 @@
 """Dead letters as an operator sees them: found, listed, discarded; never their payload."""
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -10,12 +11,14 @@ from uuid import UUID
 
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
-from appservice_bridge.storage import ledger, registrations
+from appservice_bridge.domain.transaction import Kind
+from appservice_bridge.storage import ledger, registrations, repeats
 from appservice_bridge.storage.database import Connection
 
 SHOWN: Final = 8  # characters of an id, where it is short
 _LEAST: Final = "00000000-0000-0000-0000-000000000000"
 _MOST: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"
+_EVENT_ID: Final = re.compile(r"\$\S+")
 _BEGINNING: Final = re.compile(r"[0-9a-f-]{1,36}")
 
 NEWEST: Final = """
@@ -51,7 +54,7 @@ select dead_letter_id from dead_letter where appservice_id = $1
 DISCARD: Final = """
 -- letters.discard
 delete from dead_letter where appservice_id = $1 and dead_letter_id = any($2::uuid[])
-returning dead_letter_id, kind
+returning dead_letter_id, kind, reason, payload is null as named
 """
 
 
@@ -145,6 +148,8 @@ async def ids(conn: Connection, appservice_id: str) -> list[UUID]:
 async def discard(conn: Connection, appservice_id: str, letters: Sequence[UUID]) -> set[UUID]:
     """Delete letters for good, and count them; returns those that were there.
 
+    A room event that a letter only names counts as come: nobody is to miss or look for it again.
+
     Dying before the commit discards nothing.
     """
     await registrations.wait_for_gate(conn)
@@ -156,4 +161,8 @@ async def discard(conn: Connection, appservice_id: str, letters: Sequence[UUID])
             for kind, n in kinds.items()
         }
         await ledger.count(conn, keys)
+    reasons = [row["reason"] for row in rows if row["named"] and row["kind"] == Kind.EVENT]
+    if events := sorted({id_ for reason in reasons for id_ in _EVENT_ID.findall(reason)}):
+        digests = [hashlib.sha256(id_.encode()).digest() for id_ in events]
+        await repeats.first_seen(conn, [repeats.EventKey(appservice_id, one) for one in digests])
     return {row["dead_letter_id"] for row in rows}

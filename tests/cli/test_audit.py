@@ -4,11 +4,13 @@ import asyncio
 import json
 from pathlib import Path
 from typing import Any, Final
+from uuid import UUID
 
 import pytest
 
 from appservice_bridge.cli import audit as command_module
 from appservice_bridge.cli.context import owners
+from appservice_bridge.delivery import operating
 from appservice_bridge.delivery.purge import purge_once
 from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.routing.announcing import announce
@@ -21,6 +23,7 @@ from appservice_bridge.storage.database import Database, connect
 from tests.support.appservice import appservice
 from tests.support.bridge import Files, registration, worker_process, write_files
 from tests.support.command import command
+from tests.support.dead_letters import set_aside
 from tests.support.delivered import add_device
 from tests.support.facts import Connection, capture, make_synapse_tables, relay, send
 from tests.support.intake import nobody, registered
@@ -254,6 +257,22 @@ async def test_a_room_event_that_never_came_is_found(
     assert (found.events.withheld, found.agrees) == (1, False)
     await relay(pg, "bot", "$3")
     await routed(db, files)
+    assert (await audited(files)).agrees
+
+
+async def test_a_lost_event_whose_letter_an_operator_discarded_is_missed_no_more(
+    pg: Connection, db: Database, files: Files
+) -> None:
+    await say(pg, 1)
+    await say(pg, 2)
+    await compared_to(pg, 2)
+    reason = "forgotten by the homeserver, which shows {} to no user of this one"
+    letters = [
+        UUID(await set_aside(pg, n, kind="event", reason=reason.format(id_), redrivable=False))
+        for n, id_ in enumerate(("$1", "$2"))
+    ]
+    assert (await audited(files)).agrees
+    await operating.discard(db, "bot", letters[:1])
     assert (await audited(files)).agrees
 
 
