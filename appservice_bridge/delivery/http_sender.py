@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Final
+from typing import Final, TypeGuard
 from urllib.parse import quote
 
 import aiohttp
@@ -60,9 +60,13 @@ class HttpSender:
         self._legacy_until = 0.0
 
     async def send(self, txn_id: str, body: bytes, *, now: float) -> Outcome:
-        """Send once; on the legacy path, too, where v1 is unrecognized. `now` is monotonic."""
+        """Send once; on the other path, too, where one is unknown there. `now` is monotonic."""
         if now < self._legacy_until:
-            return await self._put(LEGACY_PATH, txn_id, body)
+            outcome = await self._put(LEGACY_PATH, txn_id, body)
+            if not _not_found(outcome):
+                return outcome
+            self._legacy_until = 0.0  # it was upgraded, and has its old path no more
+            return await self._put(V1_PATH, txn_id, body)
         outcome = await self._put(V1_PATH, txn_id, body)
         if not _unrecognized(outcome):
             return outcome
@@ -142,12 +146,13 @@ def _errcode(answer: bytes) -> str | None:
     return code if isinstance(code, str) and _ERRCODE.fullmatch(code) else None
 
 
+def _not_found(outcome: Outcome) -> TypeGuard[Refused]:
+    """No Matrix error is asked for: an old path may be gone without a word."""
+    return isinstance(outcome, Refused) and outcome.status in (404, 405)
+
+
 def _unrecognized(outcome: Outcome) -> bool:
-    return (
-        isinstance(outcome, Refused)
-        and outcome.status in (404, 405)
-        and outcome.errcode == "M_UNRECOGNIZED"
-    )
+    return _not_found(outcome) and outcome.errcode == "M_UNRECOGNIZED"
 
 
 def retry_after(header: str | None) -> float | None:
