@@ -100,13 +100,17 @@ def _show(release: str | None, findings: list[Finding]) -> None:
     for finding in findings:
         whose = "" if finding.appservice is None else f"{finding.appservice}: "
         console.print(f"{finding.level}:", style=_STYLES[finding.level], end=" ")
-        console.print(f"{whose}{finding.what}", markup=False, highlight=False)
-        console.print(f"  {finding.mend}", markup=False, highlight=False)
+        for line in (f"{whose}{finding.what}", f"  {finding.mend}"):  # whole, to be copied
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     known = f"the bridge works with Synapse {OLDEST_SYNAPSE} to {NEWEST_SYNAPSE}"
     print(f"homeserver: {release or 'unknown release'}; {known}")
     faults = sum(finding.level is Level.FAULT for finding in findings)
-    doubts = len(findings) - faults
-    print("all is well" if not findings else f"{faults} faults, {doubts} doubts")
+    counted = (_counted(faults, Level.FAULT), _counted(len(findings) - faults, Level.DOUBT))
+    print(", ".join(counted) if findings else "all is well")
+
+
+def _counted(count: int, level: Level) -> str:
+    return f"{count} {level}" + ("" if count == 1 else "s")
 
 
 def _as_json(release: str | None, findings: list[Finding]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Final
 
+from appservice_bridge.blueprint.versions import SchemaTooNewError
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.doctor.finding import Finding, Level
 from appservice_bridge.doctor.homeserver import skew
@@ -29,8 +30,12 @@ async def database(conn: Connection, of: Loaded) -> list[Finding]:
     """What is wrong in the database; nothing more is looked at where the schema is missing."""
     try:
         await migrations.require_current(conn)
-    except BridgeError as error:
-        return [Finding(code="schema", what=str(error), mend="run `appservice-bridge migrate`")]
+    except migrations.SchemaOutdatedError as error:
+        mend = "run `appservice-bridge migrate`"
+        return [Finding(code="schema", what=error.told, mend=mend)]
+    except SchemaTooNewError as error:
+        mend = "use the release that migrated it, or a newer one"
+        return [Finding(code="schema", what=str(error), mend=mend)]
     found = [*skew("the database's clock", await storage.clock_ahead_seconds(conn))]
     if CaptureMode(of.config.homeserver.capture) is not CaptureMode.NONE:
         found += await _capture(conn, of)
@@ -75,8 +80,30 @@ def _mode(state: capture_state.CaptureState, of: Loaded) -> Iterator[Finding]:
         )
 
 
+def _standing_still(lane: LaneView) -> Iterator[Finding]:
+    """A lane that sends nothing until an operator says so."""
+    if lane.rest_seconds == float("inf"):
+        yield Finding(
+            code="lane_halted",
+            what=f"its lane is halted ({lane.last_outcome}), nothing is sent; {lane.waiting} wait",
+            mend="what is stored is not what was sealed: look for who changed the bridge's tables, "
+            f"then `appservice-bridge retry {lane.appservice_id}`",
+            appservice=lane.appservice_id,
+        )
+    elif lane.paused:
+        yield Finding(
+            code="lane_paused",
+            what=f"an operator paused it, nothing is sent; {lane.waiting} wait",
+            mend=f"`appservice-bridge resume {lane.appservice_id}` makes it go on",
+            level=Level.DOUBT,
+            appservice=lane.appservice_id,
+        )
+
+
 def _lanes(lanes: list[LaneView]) -> Iterator[Finding]:
     for lane in lanes:
+        if lane.registered:
+            yield from _standing_still(lane)
         since = lane.failing_since
         failing = 0.0 if since is None else (datetime.now(UTC) - since).total_seconds()
         if failing > LONG_FAILING_SECONDS:

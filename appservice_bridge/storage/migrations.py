@@ -41,7 +41,8 @@ class SchemaOutdatedError(BridgeError):
     """Migrations are pending; nothing may run before they are applied."""
 
     def __init__(self, pending: list[int]) -> None:
-        super().__init__(f"migrations pending: {pending}; run `appservice-bridge migrate`")
+        self.told = "migrations pending: " + ", ".join(f"{number:04}" for number in pending)
+        super().__init__(f"{self.told}; run `appservice-bridge migrate`")
         self.pending = pending
 
 

@@ -64,7 +64,17 @@ async def test_a_database_that_is_not_the_homeservers_is_found(
 async def test_pending_migrations_are_found(pg: Connection, database: str, tmp_path: Path) -> None:
     await pg.execute("delete from schema_version where number > 1")
     schema = (await found(pg, database, tmp_path, "none"))["schema"]
-    assert "appservice-bridge migrate" in schema.mend
+    assert schema.what.startswith("migrations pending: 0002, ")
+    assert schema.mend == "run `appservice-bridge migrate`"
+
+
+async def test_a_schema_of_a_newer_release_is_not_to_be_migrated(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    await pg.execute("insert into schema_version (number, name) values (9999, 'newer')")
+    schema = (await found(pg, database, tmp_path, "none"))["schema"]
+    assert "appservice-bridge migrate" not in schema.mend
+    assert "newer" in schema.mend
 
 
 async def test_a_lane_that_fails_for_long_and_its_dead_letters_are_found(
@@ -84,6 +94,28 @@ async def test_a_lane_that_fails_for_long_and_its_dead_letters_are_found(
     assert "connection_refused" in one["lane_failing"].what
     assert "retry bot" in one["lane_failing"].mend
     assert one["dead_letters"].level is Level.DOUBT
+
+
+async def test_a_lane_that_was_halted_and_one_that_is_paused_are_found(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    some = [registration(one, "http://127.0.0.1:9") for one in ("altered", "held", "well")]
+    files = write_files(tmp_path, database, some)
+    async with worker(files):
+        await pg.execute("update lane set paused_at = now() where appservice_id = 'held'")
+        await pg.execute(
+            "update lane set due_at = 'infinity', last_outcome = 'altered'"
+            " where appservice_id = 'altered'"
+        )
+        halted, paused = await examined(pg, files.load())
+    assert (halted.code, halted.level, halted.appservice) == (
+        "lane_halted",
+        Level.FAULT,
+        "altered",
+    )
+    assert "retry altered" in halted.mend
+    assert (paused.code, paused.level, paused.appservice) == ("lane_paused", Level.DOUBT, "held")
+    assert "resume held" in paused.mend
 
 
 def test_a_clock_that_is_off_by_more_than_a_few_seconds_is_found() -> None:
