@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from appservice_bridge.cli.check import ConfigOption
 from appservice_bridge.cli.context import finished, loaded, owners, with_connection
 from appservice_bridge.cli.replay import duration
+from appservice_bridge.cli.shown import print_table, table
 from appservice_bridge.cli.synapse_side import reads_synapse
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.domain.ledger_outcomes import INTO_OUTBOX, OUT_OF_OUTBOX, LedgerOutcome
@@ -33,6 +32,7 @@ LONGEST_LOOK_BACK_SECONDS: Final = 29 * 86_400  # which events came is known for
 LOOK_AGAIN_SECONDS: Final = 2.0
 _TELL_EVERY_SECONDS: Final = 2.0
 _WORDS: Final = [each for each in LedgerOutcome if each in INTO_OUTBOX | OUT_OF_OUTBOX]
+_NUMBERS: Final = (*_WORDS, "waiting", "difference")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +154,9 @@ def _teller() -> Callable[[str], None]:
 
 
 def _show(found: Audited) -> None:
-    Console().print(_table(found.balances))
+    if found.balances:
+        headings = ("appservice", "kind", *_NUMBERS)
+        print_table(table(headings, map(_row, found.balances), numbers=_NUMBERS))
     if found.lacking:
         print(f"{found.lacking} positions of outboxes hold no item")
     if found.messages:
@@ -168,15 +170,9 @@ def _show(found: Audited) -> None:
     print("both sides agree" if found.agrees else "both sides differ")
 
 
-def _table(balances: list[Balance]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("appservice", "kind", *_WORDS, "waiting", "difference"):
-        table.add_column(heading, justify="left" if heading in ("appservice", "kind") else "right")
-    for each in balances:
-        counts = [str(each.counts.get(word, 0)) for word in _WORDS]
-        waiting, difference = str(each.waiting), str(each.difference)
-        table.add_row(each.appservice_id, each.kind, *counts, waiting, difference)
-    return table
+def _row(of: Balance) -> tuple[str, ...]:
+    counts = [str(of.counts.get(word, 0)) for word in _WORDS]
+    return (of.appservice_id, of.kind, *counts, str(of.waiting), str(of.difference))
 
 
 def _as_json(found: Audited) -> str:

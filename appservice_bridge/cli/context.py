@@ -14,6 +14,7 @@ from appservice_bridge.config.faults import ConfigError
 from appservice_bridge.config.loading import Loaded, load
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.owners import Owners
+from appservice_bridge.domain.transport import Transport
 from appservice_bridge.storage import migrations
 from appservice_bridge.storage.database import Connection, Database, connect, named_errors
 
@@ -72,3 +73,9 @@ def owners(of: Loaded) -> Owners:
         encrypted={id_ for id_, setting in settings.items() if setting.encryption},
         native_fields=of.config.homeserver.kind == "generic",
     )
+
+
+def transports(of: Loaded) -> dict[str, Transport]:
+    """How each appservice that takes delivery gets it."""
+    wanted = {one.id: of.config.settings(one).transport for one in of.registrations}
+    return {one: Transport(transport) for one, transport in wanted.items() if transport != "none"}

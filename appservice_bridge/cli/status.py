@@ -7,15 +7,13 @@ from datetime import datetime
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from appservice_bridge.cli.check import ConfigOption
-from appservice_bridge.cli.context import finished, loaded, with_connection
+from appservice_bridge.cli.context import finished, loaded, transports, with_connection
+from appservice_bridge.cli.shown import print_table, table
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.domain.budget import Budget
 from appservice_bridge.domain.capture import CaptureMode
-from appservice_bridge.domain.transport import Transport
 from appservice_bridge.storage import capture_state, migrations, overview, synapse, watch
 from appservice_bridge.storage.capture_state import CaptureState
 from appservice_bridge.storage.database import Connection
@@ -23,6 +21,17 @@ from appservice_bridge.storage.overview import LaneView
 
 JSON_VERSION: Final = 1
 _MIB: Final = 2**20
+_HEADINGS: Final = (
+    "appservice",
+    "state",
+    "waiting",
+    "device updates",
+    "oldest",
+    "delivered",
+    "dead letters",
+    "last answer",
+)
+_NUMBERS: Final = ("waiting", "device updates", "oldest", "delivered", "dead letters")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +72,7 @@ def status(
     if seen.installed is False:
         typer.echo("the capture is not installed: run `appservice-bridge install`", err=True)
     _show_capture(seen)
-    Console().print(_table(seen.lanes))
+    print_table(table(_HEADINGS, map(_row, seen.lanes), numbers=_NUMBERS))
     if seen.captured:
         print(f"{seen.captured} facts are captured and not routed yet")
     print(_budget_line(seen))
@@ -75,7 +84,7 @@ async def _look(conn: Connection, of: Loaded) -> Seen:
     if wanted is not CaptureMode.NONE:
         await synapse.require_synapse(conn)
     return Seen(
-        lanes=await overview.lanes(conn, _transports(of)),
+        lanes=await overview.lanes(conn, transports(of)),
         captured=await overview.captured(conn),
         wanted=wanted,
         capture=await capture_state.read(conn),
@@ -84,11 +93,6 @@ async def _look(conn: Connection, of: Loaded) -> Seen:
         keys_only=(await watch.read(conn)).keys_only,
         budget=of.config.budget.limits(),
     )
-
-
-def _transports(of: Loaded) -> dict[str, Transport]:
-    wanted = {one.id: of.config.settings(one).transport for one in of.registrations}
-    return {one: Transport(transport) for one, transport in wanted.items() if transport != "none"}
 
 
 def _show_capture(seen: Seen) -> None:
@@ -141,38 +145,22 @@ def _as_json(seen: Seen) -> str:
     )
 
 
-def _table(lanes: list[LaneView]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in _HEADINGS:
-        table.add_column(heading, justify="right" if heading in _NUMBERS else "left")
-    for lane in lanes:
-        table.add_row(
-            lane.appservice_id,
-            lane.state,
-            str(lane.waiting),
-            str(lane.device_updates),
-            "-" if lane.oldest_seconds is None else f"{lane.oldest_seconds:.0f} s",
-            str(lane.delivered),
-            _last_answer(lane),
-        )
-    return table
-
-
-_HEADINGS: Final = (
-    "appservice",
-    "state",
-    "waiting",
-    "device updates",
-    "oldest",
-    "delivered",
-    "last answer",
-)
-_NUMBERS: Final = ("waiting", "device updates", "oldest", "delivered")
+def _row(lane: LaneView) -> tuple[str, ...]:
+    return (
+        lane.appservice_id,
+        lane.state,
+        str(lane.waiting),
+        str(lane.device_updates),
+        "-" if lane.oldest_seconds is None else f"{lane.oldest_seconds:.0f} s",
+        str(lane.delivered),
+        str(lane.dead_letters),
+        _last_answer(lane),
+    )
 
 
 def _last_answer(lane: LaneView) -> str:
     if lane.last_outcome is None:
         return "nothing sent yet"
-    told = f"{lane.last_outcome}, {lane.failed_attempts} times" if lane.failed_attempts else "ack"
+    times = f", {lane.failed_attempts} times" if lane.failed_attempts else ""
     rest = f", again in {lane.rest_seconds:.0f} s" if 0 < lane.rest_seconds < 1e9 else ""
-    return told + rest
+    return lane.last_outcome + times + rest

@@ -4,7 +4,7 @@ import asyncio
 import sys
 import termios
 import tty
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Final
 
@@ -14,8 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from appservice_bridge.cli.check import ConfigOption
-from appservice_bridge.cli.context import finished, loaded, with_database
+from appservice_bridge.cli.context import finished, loaded, transports, with_database
 from appservice_bridge.cli.shown import print_table, table
+from appservice_bridge.domain.transport import Transport
 from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.storage import overview
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
@@ -41,24 +42,26 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Look once, and end.")] = False,
 ) -> None:
     """Watch every lane, each second anew; q or Ctrl-C ends it. Works with no worker running."""
+    of = loaded(config)
+    known = transports(of)
 
     async def work(database: Database) -> None:
         if once:
-            print_table(_table(await _look(database), {}))
+            print_table(_table(await _look(database, known), {}))
         else:
-            await _watch(database)
+            await _watch(database, known)
 
-    finished(with_database(loaded(config), work))
+    finished(with_database(of, work))
 
 
-async def _watch(database: Database) -> None:
+async def _watch(database: Database, known: Mapping[str, Transport]) -> None:
     """Show what is there until somebody ends it; a database that is away is waited for."""
     ended = asyncio.Event()
     before: dict[str, int] = {}
     with _keys(ended), Live(Table(), auto_refresh=False, screen=True) as live:
         while not ended.is_set():
             try:
-                seen = await _look(database)
+                seen = await _look(database, known)
             except DatabaseUnavailableError as error:
                 live.update(escape(f"{error}; it is looked for again"), refresh=True)
             else:
@@ -67,9 +70,9 @@ async def _watch(database: Database) -> None:
             await set_within(ended, EVERY_SECONDS)
 
 
-async def _look(database: Database) -> list[LaneView]:
+async def _look(database: Database, known: Mapping[str, Transport]) -> list[LaneView]:
     async with database.transaction() as conn:
-        return await overview.lanes(conn)
+        return await overview.lanes(conn, known)
 
 
 @contextmanager

@@ -7,11 +7,12 @@ from typing import Any, Final
 import pytest
 
 from appservice_bridge.cli.context import owners
-from appservice_bridge.routing.announcing import announce
+from appservice_bridge.routing.announcing import announce, go_live
 from appservice_bridge.storage.database import Database
 from tests.support.appservice import Appservice, appservice, ok
 from tests.support.bridge import Files, registration, worker, write_files
 from tests.support.command import command
+from tests.support.dead_letters import set_aside
 from tests.support.facts import Connection, capture
 
 BOT: Final = "@b_1:example.org"
@@ -217,3 +218,42 @@ async def test_a_schema_that_is_not_this_release_s_is_refused(pg: Connection, fi
     code, _, err = await run(files, "pause", "bot")
     assert code == 1
     assert "run `appservice-bridge migrate`" in err
+
+
+@pytest.mark.parametrize("words", [["status"], ["audit"], ["top", "--once"]])
+async def test_whatever_an_id_is_made_of_it_is_shown_as_it_is(
+    pg: Connection, database: str, db: Database, tmp_path: Path, words: list[str]
+) -> None:
+    id_ = "[/b] " + "x" * 100
+    one = registration("bot", "http://127.0.0.1:9", users=["@b_.*"]) | {"id": id_}
+    files = write_files(tmp_path, database, [one])
+    await announce(db, owners(files.load()), epoch="test")
+    await pg.execute(
+        "insert into appservice_bridge.ledger (appservice_id, kind, outcome, items)"
+        " values ($1, 'event', 'routed', 0)",
+        id_,
+    )
+    code, out, err = await run(files, *words)
+    assert (code, err) == (0, "")
+    assert id_ in [line.split("  ")[0] for line in out.splitlines()]
+
+
+@pytest.mark.parametrize("words", [["status"], ["top", "--once"]])
+async def test_who_should_connect_and_does_not_is_told_from_who_is_not_served(
+    database: str, db: Database, tmp_path: Path, words: list[str]
+) -> None:
+    files = written(tmp_path, database, "websocket")
+    await announce(db, owners(files.load()), epoch="test")
+    await go_live(db, ["bot"])
+    assert "disconnected" in (await run(files, *words))[1]
+
+
+@pytest.mark.parametrize("words", [["status"], ["top", "--once"]])
+async def test_what_was_buried_is_seen_beside_the_answer_that_came_last(
+    pg: Connection, files: Files, words: list[str]
+) -> None:
+    await set_aside(pg, 1)
+    await pg.execute("update appservice_bridge.lane set last_outcome = 'M_BAD_JSON'")
+    heading, line, *_ = (await run(files, *words))[1].splitlines()
+    assert "dead" in heading
+    assert line.split()[-2:] == ["1", "M_BAD_JSON"]
