@@ -39,7 +39,6 @@ class Scenario:
         around: entered before anything runs, left when nothing does any more.
         seconds: how long it lasts in the long form.
         short_seconds: the same in the short form; 0: not in it.
-        needs: what has to be merged before it can pass; such a scenario is run by its name only.
     """
 
     name: str
@@ -50,7 +49,6 @@ class Scenario:
     exempt: Exempt = field(default_factory=Exempt)
     seconds: float = 60.0
     short_seconds: float = 6.0
-    needs: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -178,7 +178,6 @@ _ALL: Final = (
         exempt=Exempt(split=frozenset({"as0", "as1"}), poison_every=100),
         seconds=40,
         short_seconds=0,
-        needs="splitting and burying on proof",
     ),
 )
 
