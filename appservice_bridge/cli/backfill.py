@@ -5,9 +5,11 @@ from typing import Annotated, Final
 
 import typer
 
+from appservice_bridge.cli.appservice_ids import AppserviceArgument
 from appservice_bridge.cli.check import ConfigOption
 from appservice_bridge.cli.context import finished, loaded, owners, with_connection
 from appservice_bridge.config.loading import Loaded
+from appservice_bridge.delivery.operating import UnknownAppserviceError
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.owners import Owners
@@ -36,13 +38,6 @@ class NoInboxError(BridgeError):
         )
 
 
-class UnknownAppserviceError(BridgeError):
-    """No registration that takes delivery has this id."""
-
-    def __init__(self, appservice_id: str, known: list[str]) -> None:
-        super().__init__(f"no appservice {appservice_id}; there are: {', '.join(known) or 'none'}")
-
-
 class NotAnnouncedError(BridgeError):
     """The workers route by other registrations, and would route what is appended by those."""
 
@@ -55,7 +50,7 @@ class NotAnnouncedError(BridgeError):
 
 def backfill(
     config: ConfigOption,
-    appservice_id: Annotated[str, typer.Argument(metavar="ID", help="Of the appservice.")],
+    appservice_id: AppserviceArgument,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say how many messages that would be.")
     ] = False,
@@ -88,7 +83,7 @@ async def _bounds(
     if of.config.homeserver.capture == "none":
         raise NoInboxError
     if appservice_id not in known.registrations:
-        raise UnknownAppserviceError(appservice_id, list(known.registrations))
+        raise UnknownAppserviceError(appservice_id, known.registrations)
     await migrations.require_current(conn)
     await synapse.require_synapse(conn)
     bounds = await registrations.attached(conn)

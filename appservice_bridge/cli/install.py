@@ -28,8 +28,8 @@ class NothingToCaptureError(BridgeError):
 
     def __init__(self) -> None:
         super().__init__(
-            "homeserver.kind is generic: there is nothing to install; its facts come in through "
-            "the relay and by ingest"
+            "homeserver.kind is generic: there is nothing to install or uninstall; its facts come "
+            "in through the relay and by ingest"
         )
 
 

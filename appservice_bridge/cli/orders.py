@@ -61,8 +61,10 @@ def retry(
         return await operating.retry(database, appservice_id, split=split)
 
     standing = finished(with_database(loaded(config), work))
-    what = "what is in flight may be split, and is tried" if split else "is tried"
-    print(f"{appservice_id}: {what} again now{_unserved(standing)}")
+    what = "is tried again now, and may be split" if split else "is tried again now"
+    if not standing.in_flight:
+        what = "has nothing in flight; what waits is sent now"
+    print(f"{appservice_id} {what}{_unserved(standing)}")
 
 
 def _unserved(standing: Standing) -> str:

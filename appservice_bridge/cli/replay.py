@@ -1,14 +1,15 @@
 """`replay`: what an appservice acknowledged and lost is delivered once more."""
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
+from appservice_bridge.cli.appservice_ids import AppserviceArgument
 from appservice_bridge.cli.check import ConfigOption
 from appservice_bridge.cli.context import finished, loaded, with_connection
 from appservice_bridge.config.loading import Loaded
+from appservice_bridge.delivery.operating import UnknownAppserviceError
 from appservice_bridge.domain.duration import seconds_of
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
@@ -29,13 +30,6 @@ class NothingKeptError(BridgeError):
         super().__init__(f"nothing of {appservice_id} to replay; {kept_for}")
 
 
-class UnknownAppserviceError(BridgeError):
-    """No registration has this id."""
-
-    def __init__(self, appservice_id: str, known: Sequence[str]) -> None:
-        super().__init__(f"no appservice {appservice_id}; there are: {', '.join(known) or 'none'}")
-
-
 def duration(text: str) -> float:
     """An option's length of time, in seconds."""
     try:
@@ -46,7 +40,7 @@ def duration(text: str) -> float:
 
 def replay(
     config: ConfigOption,
-    appservice_id: Annotated[str, typer.Argument(metavar="ID", help="Of the appservice.")],
+    appservice_id: AppserviceArgument,
     transaction: Annotated[
         str | None, typer.Option(metavar="TXN_ID", help="The one transaction with this id.")
     ] = None,
@@ -77,7 +71,7 @@ async def _replay(
     """Dying in between leaves the oldest replayed and the rest as it was."""
     known = {one.id: of.config.settings(one).delivery for one in of.registrations}
     if appservice_id not in known:
-        raise UnknownAppserviceError(appservice_id, sorted(known))
+        raise UnknownAppserviceError(appservice_id, known)
     await migrations.require_current(conn)
     keep_seconds = known[appservice_id].keep_delivered_seconds
     if txn_id is not None:

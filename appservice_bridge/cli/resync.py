@@ -1,9 +1,6 @@
 """`resync`: one appservice is told everything of devices again."""
 
-from typing import Annotated
-
-import typer
-
+from appservice_bridge.cli.appservice_ids import AppserviceArgument
 from appservice_bridge.cli.check import ConfigOption
 from appservice_bridge.cli.context import finished, loaded, owners, with_connection
 from appservice_bridge.cli.synapse_side import reads_synapse
@@ -14,7 +11,7 @@ from appservice_bridge.storage import migrations, synapse
 from appservice_bridge.storage.database import Database
 
 
-class UnknownAppserviceError(BridgeError):
+class NoEncryptionError(BridgeError):
     """No appservice that takes part in encryption has this id."""
 
     def __init__(self, appservice_id: str, known: tuple[str, ...]) -> None:
@@ -33,9 +30,7 @@ class NothingToReadError(BridgeError):
 
 
 def resync(
-    appservice_id: Annotated[
-        str, typer.Argument(metavar="ID", help="The appservice's id, as its registration says.")
-    ],
+    appservice_id: AppserviceArgument,
     config: ConfigOption,
 ) -> None:
     """Tell an appservice again of every user it shares a room with, and of all its devices."""
@@ -56,7 +51,7 @@ async def _resync(of: Loaded, appservice_id: str) -> Seeded:
     if not reads_synapse(of):
         raise NothingToReadError
     if appservice_id not in known.encrypted:
-        raise UnknownAppserviceError(appservice_id, known.encrypted)
+        raise NoEncryptionError(appservice_id, known.encrypted)
     await with_connection(of, migrations.require_current)
     await with_connection(of, synapse.require_synapse)
     async with Database.open(of.config.dsn(), max_connections=1) as database:

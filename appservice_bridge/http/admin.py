@@ -21,7 +21,7 @@ ROOT: Final = "/_appservice_bridge/v1"
 
 
 class Admin:
-    """Health and readiness. Health: the process answers. Ready: it can store and deliver."""
+    """Health (the process answers), readiness (it can store and deliver), and reloads."""
 
     def __init__(
         self,

@@ -187,10 +187,10 @@ async def test_who_shares_users_with_an_earlier_appservice_doubles_nothing_for_t
     assert await outbox(pg, "late") == [1, 3, 5]
 
 
-async def test_an_unknown_appservice_is_refused_and_the_known_ones_are_named(files: Files) -> None:
+async def test_an_unknown_appservice_is_refused_and_the_nearest_is_named(files: Files) -> None:
     code, out, err = await run(files, "bott")
     assert (code, out) == (1, "")
-    assert err == "appservice-bridge: no appservice bott; there are: bot\n"
+    assert err == "appservice-bridge: no appservice bott; did you mean bot?\n"
 
 
 async def test_a_homeserver_without_an_inbox_to_read_is_refused(files: Files) -> None:

@@ -35,7 +35,15 @@ async def test_commands_are_completed() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["pause", "b"], ["dead-letters", "b"], ["discard", "--appservice", "b"]]
+    "words",
+    [
+        ["pause", "b"],
+        ["dead-letters", "b"],
+        ["discard", "--appservice", "b"],
+        ["replay", "b"],
+        ["backfill", "b"],
+        ["resync", "b"],
+    ],
 )
 async def test_ids_of_appservices_are_completed(tmp_path: Path, words: list[str]) -> None:
     some = [registration(one, None) for one in ("bot", "bridge", "other")]

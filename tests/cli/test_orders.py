@@ -77,7 +77,7 @@ async def test_after_retry_what_is_owed_is_sent_at_once_the_same_id_and_bytes(
         async with worker(files):
             await capture(pg, BOT, 1)
             await failing(pg, bot)
-            assert await run(files, "retry", "bot") == (0, "bot: is tried again now\n", "")
+            assert await run(files, "retry", "bot") == (0, "bot is tried again now\n", "")
             await bot.until(lambda: len(bot.to_device) == 1)
     first, second = bot.requests
     assert (first.path, first.body) == (second.path, second.body)
@@ -103,6 +103,7 @@ async def test_retry_lets_a_halted_lane_try_again(pg: Connection, files: Files) 
     await pg.execute("update appservice_bridge.lane set due_at = 'infinity'")
     code, out, _ = await run(files, "retry", "bot")
     assert code == 0
+    assert out.startswith("bot has nothing in flight; what waits is sent now")
     assert "no worker runs that serves it" in out
     assert await pg.fetchval("select due_at <= now() from appservice_bridge.lane")
 

@@ -253,7 +253,7 @@ async def test_an_error_is_a_refusal_and_the_same_comes_again(
     assert await pg.fetchval("select count(*) from appservice_bridge.dead_letter") == 0
 
 
-async def test_case_22_a_connect_ends_a_rest_within_a_second(
+async def test_a_connect_ends_a_rest_within_a_second(
     pg: Connection, database: str, tmp_path: Path
 ) -> None:
     patient = {"backoff": {"first_seconds": 50, "ceiling_seconds": 60}}
