@@ -1,7 +1,9 @@
-"""How long an old path is kept to: until it is time to look again, or it is the wrong one."""
+"""Which path an attempt takes, for how long an old one is kept to, and what an answer asks for."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Final
 
 import aiohttp
@@ -12,6 +14,7 @@ from appservice_bridge.delivery.http_sender import (
     REPROBE_SECONDS,
     V1_PATH,
     HttpSender,
+    retry_after,
 )
 from appservice_bridge.domain.outcome import Acked, Refused
 from appservice_bridge.domain.policy import DeliveryPolicy
@@ -75,3 +78,14 @@ async def test_where_neither_path_is_known_each_is_tried_once() -> None:
         refused = Refused(status=404, errcode="M_UNRECOGNIZED", answer=UNRECOGNIZED.decode())
         assert await sender.send("txn-1", BODY, now=1.0) == refused
     assert paths(bot) == [V1_PATH, LEGACY_PATH]
+
+
+def test_a_rest_may_be_asked_for_in_seconds_or_until_a_date() -> None:
+    assert retry_after("7") == 7
+    assert retry_after(" 0 ") == 0
+    until = format_datetime(datetime.now(UTC) + timedelta(minutes=5), usegmt=True)
+    assert 290 < (retry_after(until) or 0) <= 300
+    long_ago = format_datetime(datetime.now(UTC) - timedelta(days=1), usegmt=True)
+    assert (retry_after(long_ago) or 0) < 0  # the shortest rest, then
+    for unreadable in (None, "", "soon", "-1", "1.5", "Mon, 01 Jan 2024"):
+        assert retry_after(unreadable) is None
