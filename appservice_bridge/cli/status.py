@@ -1,16 +1,14 @@
 """`status`: every lane at one look."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Annotated, Final
 
 import typer
 
 from appservice_bridge.cli.check import ConfigOption
 from appservice_bridge.cli.context import finished, loaded, transports, with_connection
-from appservice_bridge.cli.shown import print_table, table
+from appservice_bridge.cli.shown import as_json, print_table, table
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.domain.budget import Budget
 from appservice_bridge.domain.capture import CaptureMode
@@ -55,7 +53,7 @@ class Seen:
 
 def status(
     config: ConfigOption,
-    as_json: Annotated[
+    json: Annotated[
         bool, typer.Option("--json", help="One object with version, capture, budget and lanes.")
     ] = False,
 ) -> None:
@@ -66,7 +64,7 @@ def status(
         return await _look(conn, of)
 
     seen = finished(with_connection(of, work))
-    if as_json:
+    if json:
         print(_as_json(seen))
         return
     if seen.installed is False:
@@ -114,34 +112,24 @@ def _budget_line(seen: Seen) -> str:
 
 def _as_json(seen: Seen) -> str:
     state = seen.capture
-    return json.dumps(
-        {
-            "version": JSON_VERSION,
-            "capture_installed": seen.installed,
-            "capture": {
-                "mode": state.mode,
-                "since": state.since.isoformat(),
-                "looked_at": None if state.looked_at is None else state.looked_at.isoformat(),
-                "problems": state.problems,
-                "left_out": sorted(state.unreadable),
-            },
-            "captured": seen.captured,
-            "budget": {
-                "used_bytes": seen.used_bytes,
-                "limit_bytes": seen.budget.total_bytes,
-                "appservice_limit_bytes": seen.budget.appservice_bytes,
-                "used_up": seen.keys_only,
-            },
-            "lanes": [
-                {"state": lane.state}
-                | {
-                    key: value.isoformat() if isinstance(value, datetime) else value
-                    for key, value in dataclasses.asdict(lane).items()
-                    if value != float("inf")
-                }
-                for lane in seen.lanes
-            ],
-        }
+    return as_json(
+        JSON_VERSION,
+        capture_installed=seen.installed,
+        capture={
+            "mode": state.mode,
+            "since": state.since,
+            "looked_at": state.looked_at,
+            "problems": state.problems,
+            "left_out": sorted(state.unreadable),
+        },
+        captured=seen.captured,
+        budget={
+            "used_bytes": seen.used_bytes,
+            "limit_bytes": seen.budget.total_bytes,
+            "appservice_limit_bytes": seen.budget.appservice_bytes,
+            "used_up": seen.keys_only,
+        },
+        lanes=[{"state": lane.state} | dataclasses.asdict(lane) for lane in seen.lanes],
     )
 
 

@@ -258,3 +258,9 @@ async def test_what_was_buried_is_seen_beside_the_answer_that_came_last(
     heading, line, *_ = (await run(files, *words))[1].splitlines()
     assert "dead" in heading
     assert line.split()[-2:] == ["1", "M_BAD_JSON"]
+
+
+async def test_in_json_the_rest_of_a_halted_lane_has_no_end(pg: Connection, files: Files) -> None:
+    await pg.execute("update appservice_bridge.lane set due_at = 'infinity'")
+    [lane] = json.loads((await run(files, "status", "--json"))[1])["lanes"]
+    assert lane["rest_seconds"] is None
