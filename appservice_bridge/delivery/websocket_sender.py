@@ -12,7 +12,15 @@ import orjson
 
 from appservice_bridge.domain.outcome import Acked, Outcome, Refused, Unreachable
 
-# An error does not say whether an item is at fault or the appservice: it is told as an outage.
+# What an error says of what it was sent; any other may as well be the appservice's own fault, and
+# is told as an outage.
+ACCUSING: Final = {
+    "M_BAD_JSON": 400,
+    "M_INVALID_PARAM": 400,
+    "M_MISSING_PARAM": 400,
+    "M_NOT_JSON": 400,
+    "M_TOO_LARGE": 413,
+}
 REFUSED_STATUS: Final = 500
 _CODE: Final = re.compile(r"[A-Z][A-Z0-9_.]{1,63}")
 
@@ -102,7 +110,8 @@ class WebsocketSender:
             case "response" if isinstance(data, dict) and data.get("txn_id") == flying.txn_id:
                 outcome: Outcome = Acked(status=200)
             case "error":
-                outcome = Refused(status=REFUSED_STATUS, errcode=_code(data))
+                code = _code(data)
+                outcome = Refused(status=ACCUSING.get(code or "", REFUSED_STATUS), errcode=code)
             case _:
                 return False
         if not flying.answer.done():

@@ -54,6 +54,13 @@ class Socket:
     other: list[dict[str, Any]] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     task: asyncio.Task[None] | None = None
+    looked_at: int = 0
+
+    async def next(self) -> dict[str, Any]:
+        """The next transaction that `next` has not returned yet."""
+        await self.until(lambda: len(self.frames) > self.looked_at)
+        self.looked_at += 1
+        return self.transactions[self.looked_at - 1]
 
     @property
     def transactions(self) -> list[dict[str, Any]]:
