@@ -175,7 +175,8 @@ class Lanes:
     def _leave(self, many: int, *, lost: Iterable[str]) -> None:
         """Let go of lost lanes and so many more: idle ones first, others when they are."""
         for appservice_id in lost:
-            self._lanes[appservice_id].leave()
+            if lane := self._lanes.get(appservice_id):  # it may have noticed by itself
+                lane.leave()
         shared = [one for one in self._lanes if one in self._destinations]
         many -= sum(self._lanes[one].leaving for one in shared)
         staying = [self._lanes[one] for one in sorted(shared) if not self._lanes[one].leaving]

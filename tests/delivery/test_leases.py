@@ -4,12 +4,13 @@ import asyncio
 import signal
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from appservice_bridge.delivery.lease_clock import LeaseClock
 from tests.support.appservice import appservice
 from tests.support.bridge import registration, worker, worker_process, write_files
-from tests.support.facts import Connection, capture
+from tests.support.facts import Connection, capture, wait_until
 
 BOT = "@b_1:example.org"
 
@@ -122,3 +123,44 @@ async def test_a_lane_whose_claim_was_committed_unheard_is_claimed_again(
                 task.cancel()
             await capture(pg, BOT, 2)
             await bot.until(lambda: len(bot.to_device) == 2)
+
+
+async def test_a_lane_that_ends_while_others_are_claimed_ends_nothing_else(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    hand_over = """
+        with other as (
+            insert into appservice_bridge.worker (worker_id, name, alive_until)
+            values ('00000000-0000-0000-0000-000000000001', 'other', now() + interval '50 s')
+            on conflict (worker_id) do update set alive_until = excluded.alive_until
+            returning worker_id)
+        update appservice_bridge.lane l set worker_id = o.worker_id, lease_token = lease_token + 1
+          from other o where appservice_id = $1"""
+    held = (
+        "select count(*) from appservice_bridge.lane join appservice_bridge.worker w"
+        " using (worker_id) where w.name <> 'other'"
+    )
+    locker = await asyncpg.connect(database)
+    async with appservice() as bot:
+        ours = [registration(id_, bot.url, users=[f"@{id_}_.*"]) for id_ in ("lost", "free")]
+        async with worker(write_files(tmp_path, database, ours)):
+            await wait_until(pg, f"select ({held}) = 2")
+            await pg.execute(hand_over, "free")
+            await asyncio.sleep(1.5)  # the worker looked, and serves it no more
+            async with pg.transaction():
+                await pg.execute("update appservice_bridge.lane set worker_id = null")
+                await pg.execute(hand_over, "lost")
+                claim = locker.execute(
+                    "begin; select from appservice_bridge.lane"
+                    " where appservice_id = 'free' for update"
+                )
+                locking = asyncio.create_task(claim)
+                await asyncio.sleep(0.1)
+            await locking
+            await asyncio.sleep(1)  # the worker waits for that row, to claim it
+            await capture(pg, "@lost_1:example.org", 1)
+            await asyncio.sleep(1)  # and finds that the other is lost
+            await locker.execute("rollback")
+            await capture(pg, "@free_1:example.org", 2)
+            await bot.until(lambda: len(bot.to_device) == 1)
+    await locker.close()
