@@ -8,10 +8,13 @@ import structlog
 
 from appservice_bridge.delivery import sealing
 from appservice_bridge.delivery.holds import Holds, NotServedError
+from appservice_bridge.delivery.refusing import begin
 from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.domain.policy import DeliveryPolicy
 from appservice_bridge.domain.transaction import AlteredTransactionError
 from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.storage import connected, lanes, sealed
+from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.lanes import LaneState
 from appservice_bridge.storage.leases import Lease, LeaseLostError
 from appservice_bridge.storage.sealed import Sealed
@@ -105,8 +108,7 @@ class Polls:
                 self._holds.gates[appservice_id],
                 self._holds.database.transaction() as conn,
             ):
-                state = await lanes.hold(conn, poll.lease)
-                return await sealing.owed(conn, poll.lease, policy, state)
+                return await _to_give_out(conn, poll.lease, policy)
         except AlteredTransactionError as error:
             await self._halt(poll.lease, error)
             raise
@@ -138,6 +140,16 @@ class Polls:
         log.error("transaction.altered", appservice=lease.appservice_id, txn=error.txn_id)
         async with self._holds.database.transaction() as conn:
             await lanes.halt(conn, lease, outcome="altered")
+
+
+async def _to_give_out(conn: Connection, lease: Lease, policy: DeliveryPolicy) -> Sealed | None:
+    """What is owed, with an attempt open: whoever is given it may process it."""
+    state = await lanes.hold(conn, lease)
+    owed = await sealing.owed(conn, lease, policy, state)
+    again = state.in_flight
+    while owed is not None and (again or not owed.attempt_open):
+        owed, again = await begin(conn, lease, policy, owed), False
+    return owed
 
 
 def _was_acked(txn_id: str, state: LaneState, owed: Sealed | None) -> bool:

@@ -124,15 +124,7 @@ class Refusing:
             AlteredTransactionError: it was to be split, and is not what was sealed.
         """
         async with self._database.transaction() as conn:
-            state = await lanes.hold(conn, self._lease)
-            if state.paused:
-                return None
-            if state.split_asked:
-                by = replacement(History(items=owed.items, updates=owed.updates))
-                if not by.buries:
-                    return await self._replace(conn, owed, by, None)
-                await lanes.forget_split(conn, self._lease)
-            return await attempts.open_(conn, self._lease, owed)
+            return await begin(conn, self._lease, self._policy, owed)
 
     async def _counts(self, owed: Sealed, attempt: Attempt) -> bool:
         """Whether the outcome counts against the transaction; some only if a ping succeeds."""
@@ -233,28 +225,62 @@ class Refusing:
         return taken
 
     async def _replace(
-        self, conn: Connection, refused: Sealed, by: Replacement, attempt: Attempt | None
+        self, conn: Connection, refused: Sealed, by: Replacement, attempt: Attempt
     ) -> Sealed | None:
-        """In the DB transaction of the caller; `attempt` is None where an operator asked for it."""
         answer = _answer(attempt)
-        following = await replace_refused(conn, self._lease, self._policy, refused, by, answer)
-        if refused.doubtful:
-            suspect = LedgerKey(self._lease.appservice_id, "transaction", LedgerOutcome.SUSPECT)
-            await ledger.count(conn, {suspect: 1})
-        said = self._log.error if by.buries else self._log.warning
-        said(
-            "transaction.buried" if by.buries else "transaction.split",
-            txn=refused.txn_id,
-            by=str(by),
-            items=refused.items,
-            updates=refused.updates,
-            doubtful=refused.doubtful,
-        )
-        return following
+        return await _replace(conn, self._lease, self._policy, refused, by, answer)
 
 
-def _answer(attempt: Attempt | None) -> Answer | None:
-    if attempt is None or not isinstance(attempt.failed, Refused):
+async def begin(
+    conn: Connection, lease: Lease, policy: DeliveryPolicy, owed: Sealed
+) -> Sealed | None:
+    """Say that another attempt begins, or split what an operator wants split; None: paused.
+
+    In the DB transaction of the caller. Of the first part no attempt has begun.
+
+    Raises:
+        LeaseLostError: someone else holds the lane.
+        AlteredTransactionError: it was to be split, and is not what was sealed.
+    """
+    state = await lanes.hold(conn, lease)
+    if state.paused:
+        return None
+    if state.split_asked:
+        by = replacement(History(items=owed.items, updates=owed.updates))
+        if not by.buries:
+            return await _replace(conn, lease, policy, owed, by, None)
+        await lanes.forget_split(conn, lease)
+    return await attempts.open_(conn, lease, owed)
+
+
+async def _replace(
+    conn: Connection,
+    lease: Lease,
+    policy: DeliveryPolicy,
+    refused: Sealed,
+    by: Replacement,
+    answer: Answer | None,
+) -> Sealed | None:
+    """In the DB transaction of the caller; `answer` is None where there was none."""
+    following = await replace_refused(conn, lease, policy, refused, by, answer)
+    if refused.doubtful:
+        suspect = LedgerKey(lease.appservice_id, "transaction", LedgerOutcome.SUSPECT)
+        await ledger.count(conn, {suspect: 1})
+    said = log.error if by.buries else log.warning
+    said(
+        "transaction.buried" if by.buries else "transaction.split",
+        appservice=lease.appservice_id,
+        txn=refused.txn_id,
+        by=str(by),
+        items=refused.items,
+        updates=refused.updates,
+        doubtful=refused.doubtful,
+    )
+    return following
+
+
+def _answer(attempt: Attempt) -> Answer | None:
+    if not isinstance(attempt.failed, Refused):
         return None
     failed = attempt.failed
     return Answer(status=failed.status, errcode=failed.errcode, text=failed.answer)

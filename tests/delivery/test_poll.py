@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.bridge import worker, worker_process
+from tests.support.command import command
 from tests.support.connecting import connected, files_for, polling, wait_until
 from tests.support.facts import Connection, capture, relay
 
@@ -242,3 +243,73 @@ async def test_the_same_seal_comes_over_either_transport(
     assert socket.transactions[0]["txn_id"] == given.txn_id
     tail = given.body.partition(b'"transaction":')[2][1:-1].decode()
     assert socket.frames[0].endswith(tail)
+
+
+async def test_what_was_acknowledged_is_kept_for_a_replay_like_any_other(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    files = files_for(tmp_path, database, "poll", delivery={"keep_delivered_seconds": 3600})
+    async with worker(files), polling(files) as bot:
+        await capture(pg, BOT, 1)
+        first = await bot.next()
+        assert await bot.ack(first.txn_id) == 200
+    kept = "select txn_id from appservice_bridge.kept"
+    assert await pg.fetchval(kept) == first.txn_id
+
+
+async def test_what_is_told_of_devices_grows_again_with_each_ack(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    files = files_for(tmp_path, database, "poll")
+    async with worker(files), polling(files) as bot:
+        await pg.execute("update appservice_bridge.lane set updates_cap = 1")
+        await pg.execute(
+            "insert into appservice_bridge.device_list_update (appservice_id, user_id, change)"
+            " select 'bot', '@u' || n, 'changed' from generate_series(1, 4) n"
+        )
+        told = []
+        for _ in range(3):
+            answer = await bot.next()
+            lists = json.loads(answer.body)["transaction"]["org.matrix.msc3202.device_lists"]
+            told.append(len(lists["changed"]))
+            assert await bot.ack(answer.txn_id) == 200
+    assert told == [1, 2, 1]
+
+
+async def test_a_part_that_was_given_out_may_have_been_processed(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    files = files_for(tmp_path, database, "poll")
+    async with worker(files), polling(files) as bot:
+        await capture(pg, BOT, 1)
+        first = await bot.next()
+        # As a lane over HTTP leaves it that had a definite no, and as a part begins.
+        await pg.execute("update appservice_bridge.sealed set attempt_open = false")
+        assert (await bot.next()).body == first.body
+    known = "select attempt_open or doubtful from appservice_bridge.sealed"
+    assert await pg.fetchval(known)
+
+
+async def test_what_an_operator_wants_split_is_given_out_in_parts(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    files = files_for(tmp_path, database, "poll")
+    async with worker(files), polling(files) as bot:
+        for n in range(1, 5):
+            await capture(pg, BOT, n)
+        await wait_until(pg, "select position = 4 from appservice_bridge.outbox_head")
+        whole = await bot.next()
+        assert whole.numbers == [1, 2, 3, 4]
+        code, _, _ = await command("retry", "bot", "--split", "--config", str(files.config))
+        assert code == 0
+        parts = []
+        for _ in range(2):
+            parts.append(await bot.next())
+            assert (await bot.next()).body == parts[-1].body
+            assert await bot.ack(parts[-1].txn_id) == 200
+        assert [part.numbers for part in parts] == [[1, 2], [3, 4]]
+        assert len({whole.txn_id, *(part.txn_id for part in parts)}) == 3
+        assert (await bot.next(0)).status == 204
+        assert await pg.fetchval(ACKED.format(4))
+    suspect = "select items from appservice_bridge.ledger where outcome = 'suspect'"
+    assert await pg.fetchval(suspect) == 1
