@@ -105,7 +105,7 @@ class Lane:
         async with self._database.transaction() as conn:
             state = await lanes.hold(conn, self._lease)
             self._attempt = state.failed_attempts
-            self._rest_for(state.rest_seconds)
+            self._rest_for(self._policy.backoff.at_most(state.rest_seconds))
             owed = await sealing.owed(conn, self._lease, self._policy, state)
             self._looked = owed is None
             return owed

@@ -1,5 +1,6 @@
 """How long a lane rests after a failed attempt."""
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -28,6 +29,13 @@ class Backoff:
         """Seconds to rest after the given 1-based attempt, before jitter."""
         doublings = min(attempt - 1, 64)  # past that, float range is the limit, not patience
         return min(self.ceiling_seconds, self.first_seconds * 2.0**doublings)
+
+    def at_most(self, rest_seconds: float) -> float:
+        """What is left of a rest: more than the ceiling only if a clock was set back.
+
+        One without end stays so: somebody has to look.
+        """
+        return rest_seconds if math.isinf(rest_seconds) else min(rest_seconds, self.ceiling_seconds)
 
     def rest(self, attempt: int, *, retry_after_seconds: float | None = None) -> float:
         """Seconds to rest, jitter included; what the appservice asked for, up to the ceiling.

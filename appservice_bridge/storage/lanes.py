@@ -32,7 +32,8 @@ update lane set sealed_to = $3, acked_to = $3
 REST: Final = """
 -- lanes.rest: no rest after an attempt ($6 seconds) during which a rest was ended
 update lane
-   set due_at = case when woken_at > clock_timestamp() - make_interval(secs => $6)
+   set due_at = case when woken_at between clock_timestamp() - make_interval(secs => $6)
+                                       and clock_timestamp()
                      then clock_timestamp()
                      else clock_timestamp() + make_interval(secs => $3) end,
        failed_attempts = failed_attempts + 1,

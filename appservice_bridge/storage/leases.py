@@ -1,4 +1,8 @@
-"""Workers and the lanes they hold: timed by Postgres' clock, fenced by a token per claim."""
+"""Workers and the lanes they hold: timed by Postgres' clock, fenced by a token per claim.
+
+Who says to be alive for longer than a minute said so before that clock was set back: its lanes are
+free, and nothing else is, for it may be alive.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,7 +29,9 @@ update lane l
          where appservice_id = any($2::text[])
            and (worker_id is null or worker_id = $1 or not exists (
                 select from worker w
-                 where w.worker_id = lane.worker_id and w.alive_until > clock_timestamp()))
+                 where w.worker_id = lane.worker_id
+                   and w.alive_until between clock_timestamp()
+                                         and clock_timestamp() + interval '1 minute'))
          order by appservice_id limit $3
            for update) free
  where l.appservice_id = free.appservice_id
@@ -38,7 +44,7 @@ select w.worker_id,
        array_agg(l.appservice_id) filter (where l.appservice_id is not null) as held
   from worker w
   left join lane l on l.worker_id = w.worker_id and l.appservice_id = any($1::text[])
- where w.alive_until > clock_timestamp()
+ where w.alive_until between clock_timestamp() and clock_timestamp() + interval '1 minute'
  group by w.worker_id, w.started_at order by w.started_at, w.worker_id
 """
 

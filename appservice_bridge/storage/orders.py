@@ -16,7 +16,8 @@ LOOK: Final = """
 -- orders.look
 select l.paused_at, exists (select from sealed s where s.appservice_id = $1) as in_flight,
        exists (select from worker w where w.worker_id = l.worker_id
-                  and w.alive_until > clock_timestamp()) as served
+                  and w.alive_until
+                  between clock_timestamp() and clock_timestamp() + interval '1 minute') as served
   from lane l where l.appservice_id = $1 for update of l
 """
 

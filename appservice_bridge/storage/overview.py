@@ -32,7 +32,8 @@ select l.appservice_id,
        l.paused_at is not null as paused,
        a.appservice_id is not null as registered, a.live_at is not null as live,
        (select w.name from worker w
-         where w.worker_id = l.worker_id and w.alive_until > clock_timestamp()) as worker,
+         where w.worker_id = l.worker_id and w.alive_until
+               between clock_timestamp() and clock_timestamp() + interval '1 minute') as worker,
        (select count(*) from dead_letter d where d.appservice_id = l.appservice_id)
            as dead_letters,
        (select coalesce(sum(items), 0)::bigint from ledger g

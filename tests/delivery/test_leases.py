@@ -11,6 +11,7 @@ from appservice_bridge.delivery.lease_clock import LeaseClock
 from tests.support.appservice import appservice
 from tests.support.bridge import registration, worker, worker_process, write_files
 from tests.support.facts import Connection, capture, wait_until
+from tests.support.refusing import always
 
 BOT = "@b_1:example.org"
 
@@ -164,3 +165,54 @@ async def test_a_lane_that_ends_while_others_are_claimed_ends_nothing_else(
             await capture(pg, "@free_1:example.org", 2)
             await bot.until(lambda: len(bot.to_device) == 1)
     await locker.close()
+
+
+async def test_a_worker_that_died_while_the_clock_was_ahead_is_dead_when_it_was_set_back(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
+        async with worker(files):
+            pass
+        await pg.execute(
+            "with died as (insert into appservice_bridge.worker (worker_id, name, alive_until)"
+            " values (gen_random_uuid(), 'other', now() + interval '2 hours') returning worker_id)"
+            " update appservice_bridge.lane l set worker_id = died.worker_id from died"
+        )
+        async with worker(files):
+            await capture(pg, BOT, 1)
+            await bot.until(lambda: len(bot.to_device) == 1)
+
+
+async def test_a_rest_that_began_while_the_clock_was_ahead_ends_at_the_ceiling(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
+        async with worker(files):
+            pass
+        rests = "update appservice_bridge.lane set due_at = now() + interval '2 hours'"
+        await pg.execute(rests)
+        async with worker(files):
+            await capture(pg, BOT, 1)
+            await bot.until(lambda: len(bot.to_device) == 1)
+
+
+async def test_a_wake_while_the_clock_was_ahead_ends_no_rest_of_today(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        bot.answer = always(500)
+        files = write_files(
+            tmp_path,
+            database,
+            [registration("bot", bot.url, users=["@b_.*"])],
+            delivery={"backoff": {"first_seconds": 20, "ceiling_seconds": 60}},
+        )
+        async with worker(files):
+            woken = "update appservice_bridge.lane set woken_at = now() + interval '2 hours'"
+            await pg.execute(woken)
+            await capture(pg, BOT, 1)
+            await bot.until(lambda: len(bot.requests) == 1)
+            await asyncio.sleep(1.5)
+    assert len(bot.requests) == 1
