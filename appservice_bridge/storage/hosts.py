@@ -27,14 +27,14 @@ class Hosts:
             OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError:
                 no host serves; this is what the last one said.
         """
-        timeout = CONNECT_SECONDS / len(self._dsns)
-        for dsn in self._dsns[:-1]:
+        *others, last = self._dsns  # as they are now: another connection may change their order
+        timeout = CONNECT_SECONDS / (len(others) + 1)
+        for dsn in others:
             try:
                 return self._serves(dsn, await asyncpg.connect(dsn, timeout=timeout, **options))
             except (OSError, asyncpg.PostgresError, asyncpg.InternalClientError):
                 continue
-        dsn = self._dsns[-1]
-        return self._serves(dsn, await asyncpg.connect(dsn, timeout=timeout, **options))
+        return self._serves(last, await asyncpg.connect(last, timeout=timeout, **options))
 
     def _serves(
         self, dsn: str, conn: "asyncpg.Connection[asyncpg.Record]"
