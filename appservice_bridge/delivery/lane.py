@@ -136,7 +136,7 @@ class Lane:
         if isinstance(outcome, Acked):
             return await self._ack(owed, outcome, seconds, stop)
         after = await self._refusing.follow(
-            owed, Attempt(sender=sender, failed=outcome, number=self._attempt, seconds=seconds)
+            owed, Attempt(sender=sender, failed=outcome, number=self._attempt, began=started)
         )
         self._rest_for(after.rest_seconds)
         if after.owed is None or after.owed.number != owed.number:

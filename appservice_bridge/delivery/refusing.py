@@ -47,13 +47,13 @@ class Attempt:
     Attributes:
         sender: with which it was made; a probe goes the same way, to the same url and token.
         number: since the last ack, 1-based.
-        seconds: how long it took.
+        began: by the event loop's clock.
     """
 
     sender: Sender
     failed: Refused | Unreachable
     number: int
-    seconds: float
+    began: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +152,7 @@ class Refusing:
             conn,
             self._lease,
             rest_seconds=rest,
-            attempt_seconds=attempt.seconds,
+            attempt_seconds=asyncio.get_running_loop().time() - attempt.began,
             outcome=word,
             status=status,
         )

@@ -338,3 +338,23 @@ async def test_a_no_to_the_second_copy_on_a_lost_connection_is_not_definite() ->
     assert len(bodies) == 4
     assert again == Refused(status=400, answer="{}", sent_before=True)
     assert after == Refused(status=400, answer="{}", sent_before=False)
+
+
+async def test_a_wake_while_a_suspect_is_pinged_ends_the_rest_that_follows(
+    pg: Connection, database: str, bot: Appservice, tmp_path: Path
+) -> None:
+    bot.answer = always(500)
+    bot.slow = lambda request: 2.0 if request.method == "POST" else 0.0
+    backoff = {"first_seconds": 30, "ceiling_seconds": 60}
+    files = bridge(tmp_path, database, bot, backoff=backoff)
+    async with worker(files):
+        await capture_all(pg, 4)
+        await wait_until(pg, "select failed_attempts = 1 from appservice_bridge.lane")
+    await pg.execute("update appservice_bridge.sealed set refusals = 18")
+    await pg.execute("update appservice_bridge.lane set due_at = '-infinity'")
+    async with worker(files):
+        await bot.until(lambda: any(one.method == "POST" for one in bot.requests))
+        await pg.execute(
+            "update appservice_bridge.lane set due_at = '-infinity', woken_at = clock_timestamp()"
+        )
+        await bot.until(lambda: len(sent(bot.requests)) == 3, within=8)
