@@ -10,7 +10,7 @@ OWED: Final = """
 -- owed.owed: in the order in which they are sent
 select s.txn_id, s.number, s.items, s.device_lists, s.device_keys, s.body_bytes, s.sealed_at,
        s.refusals, s.refused_since, s.doubtful, s.part_of
-  from sealed s where s.appservice_id = $1 order by s.number
+  from sealed s where s.appservice_id = $1 order by s.first_position, s.last_position, s.number
 """
 
 LAST: Final = """

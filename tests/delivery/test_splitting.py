@@ -14,7 +14,7 @@ from appservice_bridge.domain.policy import DeliveryPolicy
 from appservice_bridge.domain.refusals import Replacement
 from appservice_bridge.domain.transaction import AlteredTransactionError, Profile
 from appservice_bridge.routing.intake import Intake
-from appservice_bridge.storage import lanes, leases, sealed
+from appservice_bridge.storage import lanes, leases, owed, sealed
 from appservice_bridge.storage.database import Connection, Database
 from appservice_bridge.storage.leases import Lease, LeaseLostError
 from appservice_bridge.storage.sealed import Sealed
@@ -50,9 +50,9 @@ async def claimed(db: Database) -> Lease:
 
 async def seal(db: Database, lease: Lease, policy: DeliveryPolicy) -> Sealed:
     async with db.transaction() as conn:
-        owed = await sealing.owed(conn, lease, policy, await lanes.hold(conn, lease))
-    assert owed is not None
-    return owed
+        found = await sealing.owed(conn, lease, policy, await lanes.hold(conn, lease))
+    assert found is not None
+    return found
 
 
 async def parts_of(
@@ -176,3 +176,28 @@ async def test_a_word_to_split_is_for_what_is_in_flight_and_for_nothing_sealed_l
     await seal(db, lease, policy)
     async with db.transaction() as conn:
         assert not (await lanes.hold(conn, lease)).split_asked
+
+
+async def test_what_is_sealed_is_shown_in_the_order_it_is_sent(
+    db: Database, intake: Intake
+) -> None:
+    del intake
+    policy, lease = DeliveryPolicy(), await claimed(db)
+    async with db.transaction() as conn:
+        await fill(conn, 1)
+        await conn.execute("delete from device_list_update")
+    whole = await seal(db, lease, policy)
+    for _ in range(2):  # the whole, and then its first half, under numbers above the second's
+        async with db.transaction() as conn:
+            part = await replace_refused(conn, lease, policy, whole, Replacement.HALVES, None)
+        assert part is not None
+        whole = part
+    async with db.transaction() as conn:
+        shown = [one.txn_id for one in await owed.owed(conn, "bot")]
+    sent: list[str] = []
+    while shown[len(sent) :]:
+        async with db.transaction() as conn:
+            one = await sealed.in_flight(conn, lease)
+            await sealed.ack(conn, lease, one, status=200)
+        sent.append(one.txn_id)
+    assert shown == sent
