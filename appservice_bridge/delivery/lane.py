@@ -78,6 +78,7 @@ class Lane:
                     owed, self._looked = None, False  # another worker may have sent it since
                 if owed is None and not self._looked and not self._resting():
                     owed = await self._or_halt(self._resume())
+                    continue  # the lease may have run out meanwhile, and hold again
                 if owed is None or self._resting() or not self._clock.holds or self._ends(stop):
                     await self._wait(stop)
                     continue

@@ -2,12 +2,22 @@
 
 import asyncio
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
 
+from appservice_bridge.delivery.lane import Lane
 from appservice_bridge.delivery.lease_clock import LeaseClock
+from appservice_bridge.domain.outcome import Acked
+from appservice_bridge.domain.policy import DeliveryPolicy
+from appservice_bridge.routing.intake import Intake
+from appservice_bridge.storage import leases
+from appservice_bridge.storage.database import Database
 from tests.support.appservice import appservice
 from tests.support.bridge import registration, worker, worker_process, write_files
 from tests.support.facts import Connection, capture, wait_until
@@ -216,3 +226,53 @@ async def test_a_wake_while_the_clock_was_ahead_ends_no_rest_of_today(
             await bot.until(lambda: len(bot.requests) == 1)
             await asyncio.sleep(1.5)
     assert len(bot.requests) == 1
+
+
+class _Unheard(Database):
+    """Commits, whose answers come late."""
+
+    heard: asyncio.Event
+    committed: asyncio.Event
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        async with super().transaction() as conn:
+            yield conn
+        self.committed.set()
+        await self.heard.wait()
+
+
+class _Sent:
+    """What was sent; all of it is taken."""
+
+    def __init__(self) -> None:
+        self.txn_ids: list[str] = []
+
+    async def send(self, txn_id: str, _body: bytes, *, now: float) -> Acked:
+        del now
+        self.txn_ids.append(txn_id)
+        return Acked(status=200)
+
+
+async def test_what_was_sealed_under_a_lease_that_ran_out_unheard_is_not_sent_under_the_next(
+    pg: Connection, database: str, db: Database, intake: Intake
+) -> None:
+    await capture(pg, BOT, 1)
+    await intake.consume_once()
+    async with db.transaction() as conn:
+        await leases.renew(conn, UUID(int=1), name="slow", lease_seconds=10)
+        (lease,) = await leases.claim(conn, UUID(int=1), ["bot"], most=1)
+    clock, sender, stop = LeaseClock(), _Sent(), asyncio.Event()
+    clock.extend(now() + 10)
+    async with _Unheard.open(database) as slow:
+        slow.heard, slow.committed = asyncio.Event(), asyncio.Event()
+        serving = asyncio.create_task(
+            Lane(slow, lease, DeliveryPolicy(), sender, clock).serve(stop)
+        )
+        await slow.committed.wait()
+        clock.extend(now() - 1)  # it ran out, and another worker has the lane
+        await pg.execute("update appservice_bridge.lane set lease_token = lease_token + 1")
+        clock.extend(now() + 10)
+        slow.heard.set()
+        await asyncio.wait_for(serving, 10)
+    assert sender.txn_ids == []
