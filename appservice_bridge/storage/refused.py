@@ -19,14 +19,14 @@ with dead as (
       from (select * from outbox
              where appservice_id = $1 and position between $2 and $3 and kind <> 'dropped') was
      where o.appservice_id = was.appservice_id and o.position = was.position
-    returning was.kind, was.user_id, was.device_id, was.stream_id, was.payload
+    returning was.position, was.kind, was.user_id, was.device_id, was.stream_id, was.payload
 ), buried as (
     insert into dead_letter (appservice_id, kind, reason, user_id, device_id, stream_id, payload,
                              redrivable, txn_id, status, errcode, answer)
     select $1, kind, $4, user_id, device_id, stream_id, payload,
            not exists (select from deleted_device d
                         where d.appservice_id = $1 and d.user_id = dead.user_id
-                          and d.device_id = dead.device_id and $2 <= d.upto),
+                          and d.device_id = dead.device_id and dead.position <= d.upto),
            $5, $6, $7, $8 from dead
 )
 select kind, octet_length(payload) as bytes from dead

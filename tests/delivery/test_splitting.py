@@ -17,6 +17,7 @@ from appservice_bridge.routing.intake import Intake
 from appservice_bridge.storage import lanes, leases, owed, sealed
 from appservice_bridge.storage.database import Connection, Database
 from appservice_bridge.storage.leases import Lease, LeaseLostError
+from appservice_bridge.storage.refused import Answer
 from appservice_bridge.storage.sealed import Sealed
 
 KINDS = ["event", "ephemeral", "to_device", "dropped"]
@@ -201,3 +202,28 @@ async def test_what_is_sealed_is_shown_in_the_order_it_is_sent(
             await sealed.ack(conn, lease, one, status=200)
         sent.append(one.txn_id)
     assert shown == sent
+
+
+@pytest.mark.parametrize(("upto", "redrivable"), [(1, True), (2, False)])
+async def test_what_was_for_the_next_device_of_a_name_can_be_put_back(
+    db: Database, intake: Intake, upto: int, redrivable: bool
+) -> None:
+    del intake
+    policy, lease = DeliveryPolicy(), await claimed(db)
+    async with db.transaction() as conn:
+        await conn.execute(
+            "insert into outbox (appservice_id, position, kind, user_id, device_id, captured_at,"
+            "                    payload)"
+            " select 'bot', n, 'to_device', '@b_1', 'DEV', now(), '{}'::text::bytea"
+            "   from generate_series(1, 2) n"
+        )
+        await conn.execute("update outbox_head set position = 2")
+        mark = "insert into deleted_device values ('bot', '@b_1', 'DEV', $1)"
+        await conn.execute(mark, 1)
+    one = await seal(db, lease, policy)
+    assert one.items == 1
+    async with db.transaction() as conn:
+        await conn.execute("update deleted_device set upto = $1", upto)
+        answer = Answer(status=400, errcode=None, text="")
+        await replace_refused(conn, lease, policy, one, Replacement.BURIED_ITEM, answer)
+        assert await conn.fetchval("select redrivable from dead_letter") is redrivable
