@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 from appservice_bridge.delivery import expiring, key_only
 from appservice_bridge.domain.device_updates import DeviceUpdates
@@ -15,14 +16,16 @@ from appservice_bridge.storage.leases import Lease
 from appservice_bridge.storage.ledger import LedgerKey
 from appservice_bridge.storage.sealed import Sealed, count_kinds
 
+MOST_SKIPPED: Final = 20_000  # positions, in one DB transaction: whoever wants the lane waits
+
 
 async def owed(
     conn: Connection, lease: Lease, policy: DeliveryPolicy, state: LaneState
 ) -> Sealed | None:
     """The transaction in flight, else the next one, sealed now.
 
-    None if nothing waits, or the lane is paused. One that is found with an attempt open may have
-    been processed.
+    None if nothing waits, the lane is paused, or so much that is not sent lay before it that it
+    comes at the next look. One that is found with an attempt open may have been processed.
 
     Raises:
         LeaseLostError: someone else holds the lane.
@@ -78,13 +81,15 @@ async def _seal_next(
     if updates and state.updates_cap is not None:
         return await _freeze(conn, lease, policy, state, (), updates)
     told = updates.fields(policy.profile)
-    while True:
+    last = state.sealed_to + MOST_SKIPPED
+    while state.sealed_to < last:
         items = await _next_items(conn, lease, policy, state, told_bytes=len(told))
         if not items and not updates:
             return None
         if updates or any(item.kind is not Kind.DROPPED for item in items):
             return await _freeze(conn, lease, policy, state, items, updates)
         state = await _step_over(conn, lease, state, items)
+    return None
 
 
 async def _device_updates(

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import pytest
 
+from appservice_bridge.delivery import sealing
 from appservice_bridge.delivery.purge import purge_once
 from appservice_bridge.storage import outbox
 from appservice_bridge.storage.database import Database
@@ -139,3 +140,26 @@ async def test_where_nothing_is_too_old_nothing_is_asked_of_the_database(
     await say(pg, "m.typing", ago=1)
     assert await told(pg, tmp_path, database) == [("m.typing", 1.0)]
     assert asked == []
+
+
+async def test_a_lane_is_held_for_a_part_of_what_is_not_told_and_comes_to_the_end(
+    pg: Connection, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sealing, "MOST_SKIPPED", 4)
+    for _ in range(10):
+        await say(pg, "m.typing", ago=3600)
+    await pg.execute(
+        """create table public.looks as select pg_current_xact_id() as id, 0::bigint as upto
+             with no data;
+           create function public.noted() returns trigger language plpgsql as
+           $$ begin
+                insert into public.looks values (pg_current_xact_id(), new.acked_to);
+                return null;
+              end $$;
+           create trigger noted after update of acked_to on appservice_bridge.lane
+             for each row execute function public.noted()"""
+    )
+    assert await told(pg, tmp_path, database, delivery={"max_items": 2}) == []
+    looks = "select max(upto) as upto from public.looks group by id order by 1 limit 2"
+    assert [row["upto"] for row in await pg.fetch(looks)] == [4, 8]
+    assert await pg.fetchval(EXPIRED) == 10
