@@ -33,6 +33,7 @@ from appservice_bridge.storage.notifications import OUTBOX, notify
 
 log = structlog.get_logger(__name__)
 
+START_SECONDS: Final = 20.0  # more than an idle DB transaction of another worker may last
 STOP_SECONDS: Final = 25.0  # after SIGTERM; a database that does not answer by then is left
 LOOK_SECONDS: Final = 2.0
 LOOK_AGAIN_SECONDS: Final = 20.0  # after a refusal: what mends it may be a file nobody watches
@@ -76,7 +77,7 @@ class Generations:
             CertificateError: what the ports should show does not load.
         """
         async with asyncio.TaskGroup() as group:
-            await self._replace(group, self._of)
+            await self._begin(group, stop)
             listen_on = self._of.config.listen
             log.info("worker.started", relay=str(listen_on.relay), admin=str(listen_on.admin))
             reloading = group.create_task(self._reload_when_asked(group), name="reloading")
@@ -89,6 +90,19 @@ class Generations:
             limit = asyncio.get_running_loop().call_later(STOP_SECONDS, self._database.abandon)
         limit.cancel()
         log.info("worker.stopped")
+
+    async def _begin(self, group: asyncio.TaskGroup, stop: asyncio.Event) -> None:
+        """A frozen worker may hold a row that a start needs, until its session is cut."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + START_SECONDS
+        while True:
+            try:
+                return await self._replace(group, self._of)
+            except DatabaseUnavailableError as error:
+                if stop.is_set() or clock() > deadline:
+                    raise
+                log.warning("worker.begins_again", reason=error.reason)
+                await asyncio.sleep(RETRY_SECONDS)
 
     def ask(self) -> None:
         """An operator wants a reload: what it comes to is said, even if it was said before."""

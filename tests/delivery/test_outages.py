@@ -80,3 +80,19 @@ async def test_the_lane_of_a_killed_worker_moves_to_another_within_the_lease(
     assert [item["content"]["n"] for item in bot.to_device] == [1, 2, 3]
     again = [r for r in bot.requests if r.txn_id == bot.requests[1].txn_id]
     assert {request.body for request in again} == {bot.requests[1].body}
+
+
+async def test_a_worker_starts_beside_one_that_is_frozen_with_the_gate_in_its_hands(
+    database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
+        frozen = await asyncpg.connect(database)
+        await frozen.execute("begin; select * from appservice_bridge.intake_gate for update")
+        cut = asyncio.get_running_loop().call_later(8, frozen.terminate)  # as its session would be
+        async with worker_process(files) as one:
+            assert one.process is not None
+            assert one.process.returncode is None
+            assert await relay_answers(files, 1) == 200
+            await bot.until(lambda: len(bot.events) == 1)
+        cut.cancel()
