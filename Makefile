@@ -4,8 +4,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 POSTGRES ?= $(lastword $(sort $(wildcard /usr/lib/postgresql/*/bin)))
 
-# Two processes: most tests wait more than they work. A file, or all that share a Synapse, in one.
-SIDE_BY_SIDE := -n 2 --dist loadgroup
+# Two processes: most tests wait more than they work. tests/conftest.py says what goes together.
+SIDE_BY_SIDE := -n 2
 
 OLDEST := .venv-oldest
 OLDEST_READY := $(OLDEST)/.ready

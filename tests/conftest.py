@@ -2,8 +2,10 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.database import database, pg, postgres_server
 from tests.support.delivered import cleaner
@@ -24,10 +26,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)  # before the marks are read
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class Together(LoadScopeScheduling):  # type: ignore[misc]
     """What shares a Synapse, or loads the machine by itself, goes to one process; else a file."""
-    for item in items:
-        path = item.path.relative_to(Path(__file__).parent)
-        together = path.parts[0] in ("homeserver", "faults")
-        item.add_marker(pytest.mark.xdist_group(path.parts[0] if together else str(path)))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        together = [one for one in ("tests/homeserver", "tests/faults") if file.startswith(one)]
+        return together[0] if together else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    """With several processes: who runs what."""
+    return Together(config, log)
