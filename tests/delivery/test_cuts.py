@@ -66,7 +66,7 @@ async def test_a_worker_without_its_database_is_red_and_its_lane_moves_within_th
             bot.delay_seconds = 0
             await capture(pg, BOT, 2)
             await until_held(pg, lambda counts: set(counts) == {pid(other)})
-            await bot.until(lambda: len(bot.to_device) == 2)
+            await bot.until(lambda: len(bot.to_device) == 2, within=45)
             await until_not_ready(cut_off)
             assert await is_ready(other)
             wire.flows.set()
@@ -74,7 +74,7 @@ async def test_a_worker_without_its_database_is_red_and_its_lane_moves_within_th
                 await wire.mend()
             await ready(cut_off.files, within=60)
             await capture(pg, BOT, 3)
-            await bot.until(lambda: len(bot.to_device) == 3)
+            await bot.until(lambda: len(bot.to_device) == 3, within=45)
     assert once_and_in_order(bot, 3)
 
 
