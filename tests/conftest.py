@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
@@ -26,13 +26,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+# What shares a Synapse, and what kills processes under load: one after the other, in one process.
+ONE_BY_ONE: Final = ("tests/delivery/", "tests/faults/", "tests/homeserver/")
+
+
 class Together(LoadScopeScheduling):  # type: ignore[misc]
-    """What shares a Synapse, or loads the machine by itself, goes to one process; else a file."""
+    """Each file is run by one process, and what is to run one by one by the same."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        together = [one for one in ("tests/homeserver", "tests/faults") if file.startswith(one)]
-        return together[0] if together else file
+        return "one by one" if nodeid.startswith(ONE_BY_ONE) else nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(optionalhook=True)
