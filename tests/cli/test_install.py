@@ -378,7 +378,8 @@ async def test_status_shows_a_lane_that_owes_only_device_updates_as_delivering(
     pg: Connection, database: str, tmp_path: Path
 ) -> None:
     await pg.execute(
-        "insert into appservice_bridge.worker values (gen_random_uuid(), 'w', now(), now() + interval '50 seconds');"
+        "insert into appservice_bridge.worker"
+        " values (gen_random_uuid(), 'w', now(), now() + interval '50 seconds');"
         "insert into appservice_bridge.lane (appservice_id, epoch, worker_id)"
         " select 'bot', 'e', worker_id from appservice_bridge.worker;"
         "insert into appservice_bridge.outbox_head values ('bot', 0);"
