@@ -36,7 +36,7 @@ test-oldest: $(READY) $(OLDEST_READY) ## end to end on the oldest Synapse that i
 	$(BIN)/pytest tests/homeserver --synapse-python $(abspath $(OLDEST)/bin/python) \
 	  -k "not ($(NOT_ON_OLDEST))"
 
-faults: $(READY)      ## what survives which fault, in half an hour; SHORT=1: in three minutes
+faults: $(READY)      ## what survives which fault, in 45 minutes; SHORT=1: in three
 	$(BIN)/python -m tests.faults $(if $(SHORT),--short,--evidence docs/evidence.md)
 
 check: $(READY)

@@ -8,7 +8,7 @@ import asyncio
 import secrets
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,8 +61,9 @@ async def run(
     seconds: float | None = None,
     broken: str | None = None,
     keep: bool = False,
+    ended: Callable[[Row], None] = lambda _: None,
 ) -> list[Row]:
-    """All of them; in the short form a few at a time."""
+    """All of them; in the short form a few at a time. `ended` hears of each at once."""
     places = asyncio.Semaphore(AT_ONCE if short else 1)
 
     async def one(scenario: Scenario) -> Row:
@@ -71,6 +72,7 @@ async def run(
             scenario = shortened(scenario) if short else scenario
             row = await play(scenario, seconds=seconds or own, seed=seed, broken=broken, keep=keep)
             say(row)
+            ended(row)
             return row
 
     return list(await asyncio.gather(*map(one, scenarios)))
@@ -97,7 +99,16 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that all is cleaned up then, too
     given = arguments()
     print(f"seed {given.seed}", file=sys.stderr, flush=True)
-    rows = asyncio.run(
+    rows: list[Row] = []
+
+    def write_down(row: Row) -> None:
+        """What was shown so far is evidence, should the rest be cut off."""
+        rows.append(row)
+        if given.evidence is not None:
+            says = {name: one.says for name, one in SCENARIOS.items()} | {NAME: SAYS}
+            given.evidence.write_text(evidence(rows, "make faults", says))
+
+    asyncio.run(
         run(
             chosen(given.scenario, short=given.short),
             short=given.short,
@@ -105,15 +116,14 @@ def main() -> int:
             seconds=given.seconds,
             broken=given.broken,
             keep=given.keep,
+            ended=write_down,
         )
     )
     if NAME in (given.scenario or [NAME]) and not given.short:
-        rows.append(play_with_synapse(seconds=given.seconds or SECONDS, seed=given.seed))
-        say(rows[-1])
+        row = play_with_synapse(seconds=given.seconds or SECONDS, seed=given.seed)
+        say(row)
+        write_down(row)
     print(table(rows))
-    if given.evidence is not None:
-        says = {name: one.says for name, one in SCENARIOS.items()} | {NAME: SAYS}
-        given.evidence.write_text(evidence(rows, "make faults", says))
     return 0 if all(row.clean for row in rows) else 1
 
 
