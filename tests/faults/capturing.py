@@ -21,6 +21,14 @@ MARK: Final = """
 insert into public.fault_sent values ($1, $2)
 on conflict (stream) do update set last = excluded.last
 """
+# A server that dies in the midst of an answer makes the driver doubt itself.
+CUT: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
 INSERT: Final = """
 insert into public.device_inbox (user_id, device_id, stream_id, message_json)
 select $1, 'DEV', nextval('public.fault_stream_ids'), body
@@ -47,7 +55,7 @@ class Capture:
             try:
                 if await self._inserted(first, last):
                     return
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            except CUT:
                 if self._pg is not None:
                     self._pg.terminate()
                     self._pg = None
