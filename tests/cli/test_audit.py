@@ -331,7 +331,8 @@ async def test_beside_workers_that_are_killed_it_agrees_at_every_moment(
                 await asyncio.sleep(pause)
                 looks += [await audited(files) for _ in range(5)]
                 await killed.kill()
-                await pg.execute("update appservice_bridge.worker set alive_until = now()")
+                async with db.transaction() as conn:  # `pg` is the feeder's
+                    await conn.execute("update appservice_bridge.worker set alive_until = now()")
                 looks.append(await audited(files))
                 await killed.start()
             await feeding
