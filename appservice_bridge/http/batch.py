@@ -93,16 +93,17 @@ class Batch:
     def require_age(self, age_seconds: float) -> None:
         """Refuse what may have been taken and forgotten, and what would be remembered too short.
 
+        A time ahead passes by itself, or one of the clocks is mended: until then it may come again.
+
         Raises:
             RefusedBatchError: it is of another time.
         """
         if age_seconds > MAX_AGE_DAYS * 86_400:
-            message = f"origin_server_ts is more than {MAX_AGE_DAYS} days ago"
-        elif age_seconds < -MAX_AHEAD_SECONDS:
-            message = f"origin_server_ts is more than {MAX_AHEAD_SECONDS} seconds ahead"
-        else:
-            return
-        raise RefusedBatchError(400, "M_INVALID_PARAM", message + ", by the bridge's clock")
+            ago = f"origin_server_ts is more than {MAX_AGE_DAYS} days ago, by the bridge's clock"
+            raise RefusedBatchError(400, "M_INVALID_PARAM", ago)
+        if age_seconds < -MAX_AHEAD_SECONDS:
+            ahead = f"origin_server_ts is more than {MAX_AHEAD_SECONDS} seconds ahead"
+            raise RefusedBatchError(503, "M_UNKNOWN", f"{ahead}, by the bridge's clock; send again")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,6 @@ def test_what_is_forgotten_is_too_old_to_be_taken_also_if_it_came_from_the_futur
         (2**53, "M_INVALID_PARAM"),
         (2**64, "M_INVALID_PARAM"),
         (0, "M_INVALID_PARAM"),
-        (2**53 - 1, "M_INVALID_PARAM"),
     ],
 )
 async def test_a_batch_without_a_time_is_refused_whole(
@@ -47,12 +46,13 @@ async def test_a_batch_without_a_time_is_refused_whole(
 async def test_a_batch_of_another_time_is_refused_whole_and_says_so(
     pg: Connection, database: str, tmp_path: Path
 ) -> None:
-    others = {-29 * DAY_MS - MINUTE_MS: "ago", -31 * DAY_MS: "ago", 6 * MINUTE_MS: "ahead"}
+    ago = (400, "M_INVALID_PARAM")
+    others = {-29 * DAY_MS - MINUTE_MS: ago, -31 * DAY_MS: ago, 6 * MINUTE_MS: (503, "M_UNKNOWN")}
     async with one_bot(tmp_path, database) as (bot, hs):
-        for distance_ms, word in others.items():
+        for distance_ms, refusal in others.items():
             taken = await hs.send("1", message(1), origin_server_ts=now_ms() + distance_ms)
-            assert taken.refusal == (400, "M_INVALID_PARAM")
-            assert word in taken.body["error"]
+            assert taken.refusal == refusal
+            assert ("ahead" if distance_ms > 0 else "ago") in taken.body["error"]
         assert (await pg.fetchval(CAPTURED), await pg.fetchval(BATCHES)) == (0, 0)
         for n, distance_ms in enumerate((MINUTE_MS - 29 * DAY_MS, 4 * MINUTE_MS), start=1):
             taken = await hs.send(str(n), message(n), origin_server_ts=now_ms() + distance_ms)
