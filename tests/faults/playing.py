@@ -11,14 +11,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 from tests.faults.judging import Exempt, Verdict, judge
 from tests.faults.stage import Layout, Stage
 from tests.faults.streams import Accepted, Came, appservice_of, parse_came, read_accepted, read_came
-
-DRAIN_SECONDS: Final = 900.0  # for as long as something comes; a busy machine takes its time
-QUIET_SECONDS: Final = 30.0  # three times a lease: whoever had something to say has said it
 
 
 class NotRunError(Exception):
@@ -39,6 +35,8 @@ class Scenario:
         around: entered before anything runs, left when nothing does any more.
         seconds: how long it lasts in the long form.
         short_seconds: the same in the short form; 0: not in it.
+        quiet_seconds: how long nothing may come for, while something is to come.
+        drain_seconds: how long is waited in all, for as long as something comes.
     """
 
     name: str
@@ -49,6 +47,8 @@ class Scenario:
     exempt: Exempt = field(default_factory=Exempt)
     seconds: float = 60.0
     short_seconds: float = 6.0
+    quiet_seconds: float = 30.0  # three times a lease: whoever had something to say has said it
+    drain_seconds: float = 900.0  # a busy machine takes its time
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,9 +75,12 @@ async def play(
     seed: int,
     broken: str | None = None,
     keep: bool = False,
-    drain_seconds: float = DRAIN_SECONDS,
+    drain_seconds: float | None = None,
 ) -> Row:
-    """One run; `broken` names a promise that the workers break on purpose."""
+    """One run; `broken` names a promise that the workers break on purpose.
+
+    `drain_seconds` is what the scenario says, unless given.
+    """
     directory = Path(tempfile.mkdtemp(prefix="appservice-bridge-faults-"))
     chance = random.Random(seed ^ zlib.crc32(scenario.name.encode()))
     row = Row(scenario=scenario.name, seed=seed)
@@ -87,7 +90,7 @@ async def play(
     try:
         async with scenario.around(stage):
             try:
-                await _run(stage, scenario, seconds, drain_seconds)
+                await _run(stage, scenario, seconds, drain_seconds or scenario.drain_seconds)
             except Exception as error:
                 row.failed = f"{type(error).__name__}: {error}"
             finally:
@@ -109,11 +112,12 @@ async def _run(stage: Stage, scenario: Scenario, seconds: float, drain_seconds: 
     await scenario.happens(stage, seconds)
     stage.heal()
     await stage.finish_sending()
-    await _drained(stage, scenario.exempt, drain_seconds)
+    await _drained(stage, scenario, drain_seconds)
 
 
-async def _drained(stage: Stage, exempt: Exempt, within: float) -> None:
+async def _drained(stage: Stage, scenario: Scenario, within: float) -> None:
     """Until everything has come, or nothing comes any more."""
+    exempt, quiet = scenario.exempt, scenario.quiet_seconds
     accepted = [one for log in stage.sent_logs for one in read_accepted(log)]
     owed = {
         one: sum(_owed(each, exempt) for each in accepted if appservice_of(each.stream) == one)
@@ -122,7 +126,7 @@ async def _drained(stage: Stage, exempt: Exempt, within: float) -> None:
     }
     counts = {one: _Count(stage.received_log(one)) for one in owed}
     deadline, moved, last = time.monotonic() + within, time.monotonic(), -1
-    while time.monotonic() < min(deadline, moved + QUIET_SECONDS):
+    while time.monotonic() < min(deadline, moved + quiet):
         stage.count_deaths()
         came = {one: counts[one].now() for one in owed}
         if all(came[one] >= owed[one] for one in owed):

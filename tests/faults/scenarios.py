@@ -172,12 +172,16 @@ _ALL: Final = (
             workers=2,
             appservices=2,
             streams=1,
+            batch=25,
             poison_every=100,
             manners={one: {"poison": True, "most_items": 200} for one in ("as0", "as1")},
         ),
         exempt=Exempt(split=frozenset({"as0", "as1"}), poison_every=100),
         seconds=40,
         short_seconds=0,
+        # What a kill left in doubt is not split before a quarter of an hour has passed.
+        quiet_seconds=1200,
+        drain_seconds=3000,
     ),
 )
 
