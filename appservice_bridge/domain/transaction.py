@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.expiry import Waited
@@ -58,9 +58,8 @@ class AlteredTransactionError(BridgeError):
         self.txn_id = txn_id
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
-    """One entry of the outbox, as it will stand in a body.
+class Item(NamedTuple):
+    """One entry of the outbox, as it will stand in a body; a tuple, for there are very many.
 
     Attributes:
         position: place in the appservice's outbox, 1-based and dense.
@@ -70,8 +69,11 @@ class Item:
 
     position: int
     kind: Kind
-    payload: bytes = field(repr=False)
+    payload: bytes
     waited: Waited | None = None
+
+    def __repr__(self) -> str:
+        return f"Item({self.position}, {self.kind}, {len(self.payload)} bytes)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,6 @@
 """To-device messages of which only the key is kept, where the budget leaves no room for more."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from appservice_bridge.domain.budget import Budget
 from appservice_bridge.storage import inbox
@@ -34,7 +33,7 @@ async def with_bodies(
     except SourceUnreadableError:
         return rows
     bodies = {seq: body for seq, body in zip(keys, found, strict=False) if body is not None}
-    return [replace(row, body=bodies.get(row.seq, row.body)) for row in rows]
+    return [row._replace(body=bodies.get(row.seq, row.body)) for row in rows]
 
 
 def _key_alone(row: Captured) -> InboxKey | None:
@@ -53,7 +52,7 @@ async def spared(conn: Connection, items: Sequence[Routed], budget: Budget) -> S
     limit = budget.appservice_bytes
     full = await over_budget(conn, sorted(held), appservice_bytes=limit)
     return [
-        replace(item, payload=b"")
+        item._replace(payload=b"")
         if item.stream_id is not None and item.appservice_id in full
         else item
         for item in items

@@ -2,10 +2,10 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.storage import notifications
@@ -143,9 +143,8 @@ class Gate:
     gaps: tuple[Gap, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Captured:
-    """One row of the capture log.
+class Captured(NamedTuple):
+    """One row of the capture log, as `READ` returns it.
 
     Attributes:
         kind: one of `CapturedKind`, or what a newer release wrote.
@@ -160,8 +159,11 @@ class Captured:
     user_id: str | None
     device_id: str | None
     stream_id: int | None
-    body: bytes = field(repr=False)
+    body: bytes
     captured_at: datetime
+
+    def __repr__(self) -> str:
+        return f"Captured({self.seq}, {self.kind}, {len(self.body)} bytes)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +231,7 @@ async def read(
     firsts = [] if sweep else [gap.first_seq for gap in gate.gaps]
     lasts = [] if sweep else [gap.last_seq for gap in gate.gaps]
     records = await conn.fetch(READ, after, firsts, lasts, max_rows, max_bytes)
-    rows = tuple(Captured(**record) for record in records)
+    rows = tuple(Captured(*record) for record in records)
     size = sum(len(row.body) for row in rows)
     return Batch(gate=gate, rows=rows, whole=len(rows) < max_rows and size < max_bytes)
 

@@ -1,11 +1,9 @@
 """What is routed and not yet acknowledged, in order; purged by range behind the ack."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
-
-import asyncpg
+from typing import Final, NamedTuple
 
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.expiry import Waited
@@ -46,10 +44,10 @@ NEXT_ITEMS: Final = """
 select position, kind, payload, fleeting,
        case when fleeting is not null
             then extract(epoch from clock_timestamp() - captured_at)::float8 end as waited_seconds
-  from (select o.*, sum(octet_length(payload)) over (order by position)
+  from (select o.*, sum(octet_length(payload)) over (order by position rows unbounded preceding)
                     - octet_length(payload) as bytes_before
-          from (select * from outbox where appservice_id = $1 and position > $2
-                 order by position limit $3) o) n
+          from (select position, kind, payload, fleeting, captured_at from outbox
+                 where appservice_id = $1 and position > $2 order by position limit $3) o) n
  where bytes_before < $4
  order by position
 """
@@ -127,6 +125,9 @@ update lane set bytes_out = bytes_out + $2 where appservice_id = $1
 """
 
 
+KINDS: Final = {str(kind): kind for kind in Kind}
+
+
 class OutboxMissingError(BridgeError):
     """An appservice without an outbox was routed to; roll back, and end the worker.
 
@@ -139,8 +140,7 @@ class OutboxMissingError(BridgeError):
         self.appservice_ids = appservice_ids
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Routed:
+class Routed(NamedTuple):
     """One item on its way into the outbox of one appservice.
 
     Attributes:
@@ -150,11 +150,14 @@ class Routed:
     appservice_id: str
     kind: str
     captured_at: datetime
-    payload: bytes = field(repr=False)
+    payload: bytes
     user_id: str | None = None
     device_id: str | None = None
     stream_id: int | None = None
     fleeting: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Routed({self.appservice_id}, {self.kind}, {len(self.payload)} bytes)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +206,10 @@ async def next_items(
 ) -> list[Item]:
     """What waits above a position, in order: so many items at most, one more than so many bytes."""
     rows = await conn.fetch(NEXT_ITEMS, appservice_id, after, max_items, max_bytes)
-    return [_waiting(row) for row in rows]
+    return [
+        Item(position, KINDS[kind], payload, fleeting and Waited(fleeting, seconds))
+        for position, kind, payload, fleeting, seconds in rows
+    ]
 
 
 async def drop_deleted(conn: Connection, appservice_id: str, *, after: int, max_items: int) -> int:
@@ -222,19 +228,8 @@ async def sealed_items(
     conn: Connection, appservice_id: str, *, first: int, last: int
 ) -> list[Item]:
     """The items of a sealed transaction, by its first and last position."""
-    return [_item(row) for row in await conn.fetch(SEALED_ITEMS, appservice_id, first, last)]
-
-
-def _waiting(row: asyncpg.Record) -> Item:
-    position, kind, payload, fleeting, seconds = row
-    if fleeting is None:
-        return Item(position=position, kind=Kind(kind), payload=payload)
-    waited = Waited(fleeting, seconds)
-    return Item(position=position, kind=Kind(kind), payload=payload, waited=waited)
-
-
-def _item(row: asyncpg.Record) -> Item:
-    return Item(position=row["position"], kind=Kind(row["kind"]), payload=row["payload"])
+    rows = await conn.fetch(SEALED_ITEMS, appservice_id, first, last)
+    return [Item(position, KINDS[kind], payload) for position, kind, payload in rows]
 
 
 async def purgeable(conn: Connection) -> list[Purgeable]:
