@@ -5,7 +5,7 @@ import asyncio
 import structlog
 
 from appservice_bridge.delivery.holds import Holds
-from appservice_bridge.delivery.lane import Lane
+from appservice_bridge.delivery.lane import Lane, Shared
 from appservice_bridge.delivery.lease_clock import LeaseClock
 from appservice_bridge.delivery.websocket_sender import Ending, WebsocketSender
 from appservice_bridge.storage import connected
@@ -61,8 +61,9 @@ class ConnectedLanes:
     again, and what was not acknowledged is sent again, the same id and bytes.
     """
 
-    def __init__(self, holds: Holds, clock: LeaseClock) -> None:
+    def __init__(self, holds: Holds, clock: LeaseClock, shared: Shared) -> None:
         self._holds = holds
+        self._shared = shared
         self._clock = clock
 
     async def take(self, appservice_id: str) -> Lease:
@@ -76,7 +77,7 @@ class ConnectedLanes:
     async def serve(self, lease: Lease, sender: WebsocketSender) -> None:
         """Deliver over a connection until it is over; it is, when this returns."""
         policy = self._holds.destinations[lease.appservice_id].policy
-        lane = Lane(self._holds.database, lease, policy, sender, self._clock)
+        lane = Lane(self._holds.database, lease, policy, sender, self._clock, self._shared)
         served = Served(lease, lane, sender)
         self._holds.enter(served)
         if self._holds.stopping:  # since the lane was taken

@@ -11,6 +11,7 @@ from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.storage import connected
 from appservice_bridge.storage.database import Database
 from appservice_bridge.storage.leases import Lease
+from appservice_bridge.storage.notifications import OUTBOX, notify
 
 
 class NotServedError(BridgeError):
@@ -71,6 +72,8 @@ class Holds:
                 raise NotServedError("this worker ends")
             async with self.database.transaction() as conn:
                 lease = await connected.take(conn, self._worker_id, appservice_id, asked=asked)
+                if not asked:
+                    await notify(conn, OUTBOX)  # who had it looks at once
         if lease is None:
             raise NotServedError("there is no such lane")
         return lease

@@ -1,12 +1,17 @@
 """Serves one lane: what is owed is sent until it is taken, and only then what follows."""
 
 import asyncio
-from collections.abc import Awaitable
-from typing import Final
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Final, NamedTuple
 
 import structlog
 
 from appservice_bridge.delivery import sealing
+from appservice_bridge.delivery.bodies import Bodies
+from appservice_bridge.delivery.building import build_ahead
+from appservice_bridge.delivery.group_commit import GroupCommit
 from appservice_bridge.delivery.lease_clock import LeaseClock
 from appservice_bridge.delivery.refusing import Attempt, Refusing
 from appservice_bridge.delivery.sender import Sender
@@ -16,12 +21,22 @@ from appservice_bridge.domain.transaction import AlteredTransactionError, Kind
 from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.storage import lanes
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
+from appservice_bridge.storage.lanes import LaneState, Place
 from appservice_bridge.storage.leases import Lease, LeaseLostError
 from appservice_bridge.storage.sealed import Sealed
+from appservice_bridge.storage.turns import Following, Turn
 
 log = structlog.get_logger(__name__)
 
 DATABASE_REST_SECONDS: Final = 1.0
+NO_ROOM_REST_SECONDS: Final = 3.0
+
+
+class Shared(NamedTuple):
+    """What all lanes of a worker have together."""
+
+    group: GroupCommit
+    bodies: Bodies
 
 
 class Lane:
@@ -30,6 +45,10 @@ class Lane:
     It may die anywhere: before a seal's commit nothing happened; after it, and before the ack's
     commit, the same transaction is sent again, the same id and bytes. What dying does to one that
     was refused, `Refusing` says.
+
+    While nothing fails, what follows is built from what this process knows of the lane, and
+    committed together with other lanes; the commit makes sure of it. In every other case the whole
+    lane is looked at, in a DB transaction of its own.
     """
 
     def __init__(
@@ -39,8 +58,11 @@ class Lane:
         policy: DeliveryPolicy,
         sender: Sender,
         clock: LeaseClock,
+        shared: Shared,
     ) -> None:
         self._database = database
+        self._group, self._bodies = shared
+        self._place: Place | None = None  # where the next seal begins, while nothing fails
         self._lease = lease
         self.leaving = False
         self.sending = False
@@ -71,13 +93,19 @@ class Lane:
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Deliver until `stop` is set, `leave` is called, or the lane is someone else's."""
+        try:
+            await self._serve(stop)
+        finally:
+            self._bodies.hold(self, 0)
+
+    async def _serve(self, stop: asyncio.Event) -> None:
         owed: Sealed | None = None
         while not self._ends(stop):
             try:
                 if self._term != self._clock.term:
-                    owed, self._looked = None, False  # another worker may have sent it since
+                    owed, self._looked, self._place = None, False, None
                 if owed is None and not self._looked and not self._resting():
-                    owed = await self._or_halt(self._resume())
+                    owed = await self._or_halt(self._look())
                     continue  # the lease may have run out meanwhile, and hold again
                 if owed is None or self._resting() or not self._clock.holds or self._ends(stop):
                     await self._wait(stop)
@@ -88,28 +116,61 @@ class Lane:
                 owed = await self._or_halt(step)
             except DatabaseUnavailableError as error:
                 self._log.warning("lane.rests", reason=error.reason)
-                owed = None  # what the database holds may be ahead of what we know
+                owed = self._place = None  # what the database holds may be ahead of what we know
                 await asyncio.sleep(DATABASE_REST_SECONDS)
             except LeaseLostError:
                 self._log.warning("lane.lease_lost")
                 return
             finally:
                 self.sending = False
+                self._bodies.hold(self, 0 if owed is None else len(owed.body))
 
     def _ends(self, stop: asyncio.Event) -> bool:
         """Whether no attempt is to begin any more."""
         return stop.is_set() or self.leaving
 
-    async def _resume(self) -> Sealed | None:
+    async def _look(self) -> Sealed | None:
+        """What is owed, or what has come and is sealed now."""
         self._work.clear()
         self._term = self._clock.term
+        if following := await self._build_ahead():
+            turned = await self._group.turn(Turn(lease=self._lease, following=following))
+            if turned is not None and turned.sealed:
+                return self._goes_next(following.sealed)
         async with self._database.transaction() as conn:
             state = await lanes.hold(conn, self._lease)
             self._attempt = state.failed_attempts
+            if not self._bodies.fits(self, state.in_flight_bytes or 0):
+                self._rest_for(NO_ROOM_REST_SECONDS)
+                return None
             self._rest_for(self._policy.backoff.at_most(state.rest_seconds))
-            owed = await sealing.owed(conn, self._lease, self._policy, state)
-            self._looked = owed is None
-            return owed
+            owed = await sealing.owed(conn, self._lease, self._capped(), state)
+        return self._found(state, owed)
+
+    def _found(self, state: LaneState, owed: Sealed | None) -> Sealed | None:
+        """After a look at the whole lane; `state` is as it was before."""
+        self._looked = owed is None
+        self._place = None if state.body_cap_bytes else state.place
+        return self._goes_next(owed)
+
+    def _goes_next(self, owed: Sealed | None) -> Sealed | None:
+        """What was sealed just now took our place: the next one comes behind it."""
+        if owed is not None and self._place is not None and owed.number >= self._place.number:
+            self._place = Place(self._place.epoch, owed.number + 1, owed.last_position)
+        return owed
+
+    async def _build_ahead(self) -> Following | None:
+        if self._place is None:
+            return None
+        appservice_id = self._lease.appservice_id
+        return await build_ahead(self._database, appservice_id, self._capped(), self._place)
+
+    def _capped(self) -> DeliveryPolicy:
+        """The policy, with no larger bodies than there is room for."""
+        cap = self._bodies.cap(self._policy.max_body_bytes)
+        if cap == self._policy.max_body_bytes:
+            return self._policy
+        return replace(self._policy, max_body_bytes=cap)
 
     async def _or_halt(self, step: Awaitable[Sealed | None]) -> Sealed | None:
         """Take a step; a seal that does not hold stops the lane until an operator looks."""
@@ -124,40 +185,65 @@ class Lane:
 
     async def _deliver(self, owed: Sealed, stop: asyncio.Event) -> Sealed | None:
         """One attempt, and what follows: the next transaction, or the same one again."""
-        sender = self._sender
         started = asyncio.get_running_loop().time()
+        with self._building_ahead(owed) as ahead:
+            try:
+                async with self._clock.guard():
+                    outcome = await self._sender.send(owed.txn_id, owed.body, now=started)
+            except TimeoutError:
+                self._log.warning("lane.lease_expired", txn=owed.txn_id)
+                return None
+            self._attempt += 1
+            if isinstance(outcome, Acked):
+                seconds = asyncio.get_running_loop().time() - started
+                return await self._ack(owed, outcome, seconds, stop, ahead)
+        failed = Attempt(sender=self._sender, failed=outcome, number=self._attempt, began=started)
+        return await self._fail(owed, failed)
+
+    @contextmanager
+    def _building_ahead(self, owed: Sealed) -> Iterator[asyncio.Task[Following | None] | None]:
+        """Build what follows while this is in flight, if more waits, and there is room for both."""
+        if not owed.cut or not self._bodies.roomy:
+            yield None
+            return
+        self._bodies.hold(self, 2 * len(owed.body))
+        building = asyncio.create_task(self._build_ahead())
         try:
-            async with self._clock.guard():
-                outcome = await sender.send(owed.txn_id, owed.body, now=started)
-        except TimeoutError:
-            self._log.warning("lane.lease_expired", txn=owed.txn_id)
-            return None
-        seconds = asyncio.get_running_loop().time() - started
-        self._attempt += 1
-        if isinstance(outcome, Acked):
-            return await self._ack(owed, outcome, seconds, stop)
-        after = await self._refusing.follow(
-            owed, Attempt(sender=sender, failed=outcome, number=self._attempt, began=started)
-        )
+            yield building
+        finally:
+            building.cancel()
+
+    async def _fail(self, owed: Sealed, failed: Attempt) -> Sealed | None:
+        """What is owed after an attempt that failed: the same, or what is in its place."""
+        self._place = None
+        after = await self._refusing.follow(owed, failed)
         self._rest_for(after.rest_seconds)
         if after.owed is None or after.owed.number != owed.number:
             self._attempt = 0
             self._looked = after.owed is None
+        elif after.rest_seconds:
+            return None  # it is read again: many that rest would fill the memory
         return after.owed
 
     async def _ack(
-        self, owed: Sealed, outcome: Acked, seconds: float, stop: asyncio.Event
+        self,
+        owed: Sealed,
+        outcome: Acked,
+        seconds: float,
+        stop: asyncio.Event,
+        ahead: asyncio.Task[Following | None] | None,
     ) -> Sealed | None:
+        came = self._work.is_set()
         self._work.clear()
-        async with self._database.transaction() as conn:
-            following = await sealing.ack_and_seal_next(
-                conn,
-                self._lease,
-                self._policy,
-                owed,
-                status=outcome.status,
-                seal=not self._ends(stop),  # it could not be sent
-            )
+        following = None
+        if ahead is not None:
+            following = await ahead
+        elif came:
+            following = await self._build_ahead()
+        if owed.updates or self._policy.keep_delivered_seconds:
+            owes = await self._ack_alone(owed, outcome, stop)
+        else:
+            owes = await self._ack_together(owed, outcome, stop, following)
         self._log.info(
             "transaction.acked",
             txn=owed.txn_id,
@@ -170,6 +256,32 @@ class Lane:
             device_keys=owed.device_keys,
         )
         self._attempt = 0
+        return self._goes_next(owes)
+
+    async def _ack_together(
+        self, owed: Sealed, outcome: Acked, stop: asyncio.Event, following: Following | None
+    ) -> Sealed | None:
+        if self._ends(stop):
+            following = None  # it could not be sent
+        turned = await self._group.turn(
+            Turn(lease=self._lease, taken=owed, status=outcome.status, following=following)
+        )
+        if turned is None or not turned.acked:
+            return await self._ack_alone(owed, outcome, stop)
+        self._looked = not turned.more
+        return following.sealed if following is not None and turned.sealed else None
+
+    async def _ack_alone(self, owed: Sealed, outcome: Acked, stop: asyncio.Event) -> Sealed | None:
+        """With a look at all that the lane may owe."""
+        async with self._database.transaction() as conn:
+            following = await sealing.ack_and_seal_next(
+                conn,
+                self._lease,
+                self._capped(),
+                owed,
+                status=outcome.status,
+                seal=not self._ends(stop),  # it could not be sent
+            )
         self._looked = following is None
         return following
 

@@ -10,11 +10,13 @@ import aiohttp
 import structlog
 
 from appservice_bridge.delivery.balance import Balance
+from appservice_bridge.delivery.bodies import Bodies
 from appservice_bridge.delivery.connected_lanes import ConnectedLanes
 from appservice_bridge.delivery.destination import Destination
+from appservice_bridge.delivery.group_commit import GroupCommit
 from appservice_bridge.delivery.holds import Holds
 from appservice_bridge.delivery.http_sender import HttpSender
-from appservice_bridge.delivery.lane import Lane
+from appservice_bridge.delivery.lane import Lane, Shared
 from appservice_bridge.delivery.lease_clock import LeaseClock
 from appservice_bridge.delivery.polls import Polls
 from appservice_bridge.domain.waiting import set_within
@@ -26,7 +28,7 @@ from appservice_bridge.storage.notifications import OUTBOX, notify
 log = structlog.get_logger(__name__)
 
 LEASE_SECONDS: Final = 10.0
-LOOK_SECONDS: Final = 0.5  # how soon another worker's append, or end of a rest, is seen
+LOOK_SECONDS: Final = 2.0  # a notification is a courtesy; the look alone must do
 
 
 class Lanes:
@@ -61,7 +63,8 @@ class Lanes:
         self._balance = Balance(worker_id)
         self._ended: list[Lease] = []  # served no more, and not handed back yet
         self._holds = Holds(database, worker_id, destinations)
-        self.connected = ConnectedLanes(self._holds, self._clock)
+        self._shared = Shared(group=GroupCommit(database), bodies=Bodies())
+        self.connected = ConnectedLanes(self._holds, self._clock, self._shared)
         self.polls = Polls(self._holds)
         self.changed = asyncio.Event()
         self.may_send = asyncio.Event()  # leases held once; `leases_hold` says whether they do
@@ -86,6 +89,7 @@ class Lanes:
         try:
             async with asyncio.TaskGroup() as group:
                 keeping = group.create_task(self._keep_leases(), name="leases")
+                committing = group.create_task(self._shared.group.run(), name="commits")
                 looking = group.create_task(self._look_around(group, stop), name="lanes")
                 await stop.wait()
                 looking.cancel()
@@ -93,6 +97,7 @@ class Lanes:
                     self._finish(finish_seconds), self._holds.finish(finish_seconds)
                 )
                 keeping.cancel()
+                committing.cancel()
         finally:
             await self._hand_back()
 
@@ -209,4 +214,4 @@ class Lanes:
     def _lane(self, lease: Lease) -> Lane:
         destination = self._destinations[lease.appservice_id]
         sender = HttpSender(self._session, destination.registration, destination.policy)
-        return Lane(self._database, lease, destination.policy, sender, self._clock)
+        return Lane(self._database, lease, destination.policy, sender, self._clock, self._shared)

@@ -5,16 +5,17 @@ from dataclasses import replace
 from typing import Final
 
 from appservice_bridge.delivery import expiring, key_only
+from appservice_bridge.delivery.building import build
 from appservice_bridge.domain.device_updates import DeviceUpdates
 from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.policy import DeliveryPolicy
-from appservice_bridge.domain.transaction import BUILDER, Item, Kind, frame_for, within_limits
+from appservice_bridge.domain.transaction import BUILDER, Item, Kind, within_limits
 from appservice_bridge.storage import attempts, device_updates, kept, lanes, ledger, outbox, sealed
 from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.lanes import LaneState
 from appservice_bridge.storage.leases import Lease
 from appservice_bridge.storage.ledger import LedgerKey
-from appservice_bridge.storage.sealed import Sealed, count_kinds
+from appservice_bridge.storage.sealed import Sealed
 
 MOST_SKIPPED: Final = 20_000  # positions, in one DB transaction: whoever wants the lane waits
 
@@ -83,11 +84,11 @@ async def _seal_next(
     told = updates.fields(policy.profile)
     last = state.sealed_to + MOST_SKIPPED
     while state.sealed_to < last:
-        items = await _next_items(conn, lease, policy, state, told_bytes=len(told))
+        items, cut = await _next_items(conn, lease, policy, state, told_bytes=len(told))
         if not items and not updates:
             return None
         if updates or any(item.kind is not Kind.DROPPED for item in items):
-            return await _freeze(conn, lease, policy, state, items, updates)
+            return await _freeze(conn, lease, policy, state, items, updates, cut=cut)
         state = await _step_over(conn, lease, state, items)
     return None
 
@@ -112,8 +113,11 @@ async def _device_updates(
 
 async def _next_items(
     conn: Connection, lease: Lease, policy: DeliveryPolicy, state: LaneState, *, told_bytes: int
-) -> Sequence[Item]:
-    """The next items that fit, those of deleted devices and those too old emptied."""
+) -> tuple[Sequence[Item], bool]:
+    """The next items that fit, those of deleted devices and those too old emptied.
+
+    And whether more waits than these.
+    """
     appservice_id = lease.appservice_id
     if state.deleted_devices:
         dropped = await outbox.drop_deleted(
@@ -133,7 +137,7 @@ async def _next_items(
     fitting = within_limits(
         waiting, max_items=policy.max_items, max_body_bytes=room, profile=policy.profile
     )
-    return waiting[:fitting]
+    return waiting[:fitting], fitting < len(stored) or fitting == policy.max_items
 
 
 async def _step_over(
@@ -152,18 +156,9 @@ async def _freeze(
     state: LaneState,
     items: Sequence[Item],
     updates: DeviceUpdates,
+    *,
+    cut: bool = False,
 ) -> Sealed:
-    kinds = count_kinds(items)
-    frame = frame_for(kinds, policy.profile, updates.fields(policy.profile))
-    following = Sealed(
-        number=state.next_number,
-        txn_id=state.next_txn_id,
-        first_position=state.sealed_to + 1,
-        last_position=items[-1].position if items else state.sealed_to,
-        kinds=kinds,
-        device_lists=len(updates.lists),
-        device_keys=len(updates.keys),
-        body=frame.splice(items),
-    )
+    following, frame = build(state.place, policy, items, updates, cut=cut)
     await sealed.insert(conn, lease, following, frame, builder=BUILDER)
     return following

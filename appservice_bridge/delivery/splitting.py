@@ -116,7 +116,7 @@ async def _seal_part(
     frame = frame_for(kinds, policy.profile)
     part = Sealed(
         number=state.next_number,
-        txn_id=state.next_txn_id,
+        txn_id=state.place.txn_id,
         first_position=first,
         last_position=last,
         kinds=kinds,

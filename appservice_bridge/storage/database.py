@@ -287,6 +287,17 @@ class Database:
                     raise
 
     @asynccontextmanager
+    async def statement(self) -> AsyncIterator[Connection]:
+        """For one statement, which is a DB transaction of its own; the same errors."""
+        with named_errors():
+            async with self._pool.acquire(timeout=10) as conn:
+                try:
+                    yield conn  # type: ignore[misc]
+                except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+                    conn.terminate()
+                    raise
+
+    @asynccontextmanager
     async def beside_synapse(self) -> AsyncIterator[Connection]:
         """The same, for what reads the homeserver's tables.
 

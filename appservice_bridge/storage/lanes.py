@@ -1,7 +1,7 @@
 """The lane's own row: its holder's writes are fenced by the lease's token."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.leases import Lease, LeaseLostError
@@ -11,7 +11,7 @@ HOLD: Final = """
 select epoch, next_number, sealed_to, acked_to, failed_attempts,
        greatest(0, extract(epoch from due_at)::float8
                  - extract(epoch from clock_timestamp())::float8) as rest_seconds,
-       exists (select from sealed s where s.appservice_id = $1) as in_flight,
+       (select max(body_bytes) from sealed s where s.appservice_id = $1) as in_flight_bytes,
        exists (select from device_list_update u
                 where u.appservice_id = $1 and u.sealed_in is null)
        or exists (select from device_key_state k
@@ -86,6 +86,24 @@ update lane set split_asked_at = null where appservice_id = $1 and lease_token =
 """
 
 
+class Place(NamedTuple):
+    """Where the next seal begins.
+
+    Attributes:
+        number: that its transaction takes.
+        after: the position before its first item.
+    """
+
+    epoch: str
+    number: int
+    after: int
+
+    @property
+    def txn_id(self) -> str:
+        """The id of its transaction."""
+        return f"ab{self.epoch}-{self.number}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneState:
     """A lane's own row, locked until the DB transaction ends.
@@ -95,7 +113,8 @@ class LaneState:
         acked_to: every position up to it was delivered.
         failed_attempts: since the last ack.
         rest_seconds: how long the lane still rests; 0 when it is due.
-        in_flight: a transaction is sealed and not acknowledged.
+        in_flight_bytes: of the body that is sealed and not acknowledged, of the largest if there
+            are more; None: none is.
         device_updates: something waits to be told of devices.
         deleted_devices: of some devices nothing may be sealed that was routed before they went.
         body_cap_bytes: more in a body was too large lately.
@@ -111,7 +130,7 @@ class LaneState:
     acked_to: int
     failed_attempts: int
     rest_seconds: float
-    in_flight: bool
+    in_flight_bytes: int | None
     device_updates: bool
     deleted_devices: bool
     body_cap_bytes: int | None
@@ -120,9 +139,14 @@ class LaneState:
     split_asked: bool
 
     @property
-    def next_txn_id(self) -> str:
-        """The id of the transaction that takes the next number."""
-        return f"ab{self.epoch}-{self.next_number}"
+    def in_flight(self) -> bool:
+        """Whether a transaction is sealed and not acknowledged."""
+        return self.in_flight_bytes is not None
+
+    @property
+    def place(self) -> Place:
+        """Where the next seal begins."""
+        return Place(self.epoch, self.next_number, self.sealed_to)
 
 
 async def hold(conn: Connection, lease: Lease) -> LaneState:
@@ -191,7 +215,7 @@ async def take_number(conn: Connection, lease: Lease, state: LaneState) -> str:
         LeaseLostError: someone else holds the lane.
     """
     await _write(conn, lease, TAKE_NUMBER, state.next_number)
-    return state.next_txn_id
+    return state.place.txn_id
 
 
 async def lower_body_cap(conn: Connection, lease: Lease, *, max_bytes: int) -> None:

@@ -79,6 +79,7 @@ class Sealed:
         doubtful: some attempt that ended may have been processed.
         refusals: that count against it; the first of them came at `refused_since`.
         part_of: the number of the transaction that it was split off.
+        cut: when it was sealed here, more waited than fit into it.
     """
 
     number: int
@@ -93,6 +94,7 @@ class Sealed:
     refusals: int = 0
     refused_since: datetime | None = None
     part_of: int | None = None
+    cut: bool = False
     body: bytes = field(repr=False)
 
     @property
@@ -191,22 +193,27 @@ async def ack(conn: Connection, lease: Lease, sealed: Sealed, *, status: int) ->
     Raises:
         LeaseLostError: someone else holds the lane, or acknowledged this already.
     """
-    counts = {str(kind): items for kind, items in sealed.kinds.items()}
-    if sealed.device_lists or sealed.device_keys:
+    if sealed.updates:
         await device_updates.ack(conn, lease.appservice_id, number=sealed.number)
-        counts |= {"device_list": sealed.device_lists, "device_keys": sealed.device_keys}
-    kinds = sorted(kind for kind, items in counts.items() if items)
+    delivered = counts(sealed)
     done = await conn.execute(
         ACK,
         lease.appservice_id,
         lease.token,
         sealed.number,
         status,
-        kinds,
-        [counts[kind] for kind in kinds],
+        list(delivered),
+        list(delivered.values()),
     )
-    if done != f"INSERT 0 {len(kinds)}":
+    if done != f"INSERT 0 {len(delivered)}":
         raise LeaseLostError(lease.appservice_id)
+
+
+def counts(sealed: Sealed) -> dict[str, int]:
+    """What it delivers, by kind and in the order of kinds: items, users and devices."""
+    brings = {str(kind): items for kind, items in sealed.kinds.items()}
+    brings |= {"device_list": sealed.device_lists, "device_keys": sealed.device_keys}
+    return {kind: items for kind, items in sorted(brings.items()) if items}
 
 
 def count_kinds(items: Sequence[Item]) -> dict[Kind, int]:

@@ -32,6 +32,11 @@ async def held_at(pg: Connection, database: str, change: str) -> AsyncIterator[N
         await pg.execute("drop function public.wait cascade")
 
 
+END_WHO_WAITS = """
+select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and not granted
+"""
+
+
 async def somebody_waits(pg: Connection) -> None:
     waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
     async with asyncio.timeout(15):
@@ -109,6 +114,7 @@ async def test_case_14_killed_between_the_200_and_the_mark_it_sends_the_same_id_
                 await bot.until(lambda: len(bot.taken) == 1)
                 await somebody_waits(pg)
                 await killed.kill()
+                await pg.execute(END_WHO_WAITS)  # else Postgres would still commit what it began
                 await its_lease_ran_out(pg)
             await capture(pg, BOT, 2)
             await killed.start()

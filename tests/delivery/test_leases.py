@@ -11,7 +11,9 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from appservice_bridge.delivery.lane import Lane
+from appservice_bridge.delivery.bodies import Bodies
+from appservice_bridge.delivery.group_commit import GroupCommit
+from appservice_bridge.delivery.lane import Lane, Shared
 from appservice_bridge.delivery.lease_clock import LeaseClock
 from appservice_bridge.domain.outcome import Acked
 from appservice_bridge.domain.policy import DeliveryPolicy
@@ -267,7 +269,9 @@ async def test_what_was_sealed_under_a_lease_that_ran_out_unheard_is_not_sent_un
     async with _Unheard.open(database) as slow:
         slow.heard, slow.committed = asyncio.Event(), asyncio.Event()
         serving = asyncio.create_task(
-            Lane(slow, lease, DeliveryPolicy(), sender, clock).serve(stop)
+            Lane(
+                slow, lease, DeliveryPolicy(), sender, clock, Shared(GroupCommit(slow), Bodies())
+            ).serve(stop)
         )
         await slow.committed.wait()
         clock.extend(now() - 1)  # it ran out, and another worker has the lane

@@ -9,7 +9,7 @@ import psycopg2
 import pytest
 
 from appservice_bridge.dev.postgres import EmbeddedPostgres
-from appservice_bridge.storage import capture_log, leases, outbox, overview, repeats, sealed
+from appservice_bridge.storage import capture_log, leases, outbox, overview, repeats, sealed, turns
 from appservice_bridge.storage.database import Connection, connect
 from tests.support.database import TEMPLATE
 
@@ -96,6 +96,13 @@ HOT: Final = {
         statement=sealed.ACK,
         parameters="'bot1', 0, 17, 200, '{event}', '{1}'",
         looks_at={"sealed": 1},
+    ),
+    "turns.take": Hot(
+        statement=turns.TAKE,
+        parameters="'{bot1,bot2}', '{0,0}', '{17,27}', '{200,200}',"
+        " '{bot1}', '{1}', '{abe-1}', '{1}', '{5}', '{5}', '{9}', '{event}', array[''::bytea],"
+        " '{1,1}', array[''::bytea, ''::bytea], 1, '{bot1,bot2}', '{event,event}', '{1,1}'",
+        looks_at={"sealed": 10},
     ),
     "outbox.purge": Hot(
         statement=outbox.PURGE, parameters="'bot1', 100, 200, true", looks_at={"outbox": 100}
