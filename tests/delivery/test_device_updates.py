@@ -292,7 +292,7 @@ async def test_what_a_command_writes_for_a_lane_is_told_within_a_poll(
                 f"insert into appservice_bridge.{table} {columns} values ('bot', $1, {more})", BOT
             )
             field = COUNTS if table == "device_key_state" else LISTS
-            await bot.until(lambda field=field: told(bot, field) != [], within=5)  # type: ignore[misc]
+            await bot.until(lambda field=field: told(bot, field) != [], within=20)  # type: ignore[misc]
 
 
 async def test_a_table_of_synapse_s_that_changed_keeps_no_message_back(

@@ -357,4 +357,4 @@ async def test_a_wake_while_a_suspect_is_pinged_ends_the_rest_that_follows(
         await pg.execute(
             "update appservice_bridge.lane set due_at = '-infinity', woken_at = clock_timestamp()"
         )
-        await bot.until(lambda: len(sent(bot.requests)) == 3, within=8)
+        await bot.until(lambda: len(sent(bot.requests)) == 3, within=20)

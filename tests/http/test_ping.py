@@ -48,7 +48,7 @@ async def test_the_bridge_s_own_ping_is_answered_without_asking_the_appservice(
 
 
 @pytest.mark.parametrize("status", [200, 202])
-async def test_a_successful_ping_ends_a_rest_within_a_second(
+async def test_a_successful_ping_ends_a_rest_at_once(
     database: str, tmp_path: Path, status: int
 ) -> None:
     async with one_bot(tmp_path, database, delivery=PATIENT) as (bot, hs):
@@ -61,7 +61,7 @@ async def test_a_successful_ping_ends_a_rest_within_a_second(
         assert (await hs.ask("POST", PING, body=b"{}")).status == status
         await bot.until(lambda: len([r for r in bot.taken if r.method == "PUT"]) == 1)
     first, _, again = bot.requests
-    assert again.began - pinged < 1.0
+    assert again.began - pinged < 10  # the rest alone is half a minute and more
     assert (again.path, again.body) == (first.path, first.body)
 
 
@@ -76,7 +76,7 @@ async def test_a_ping_during_the_attempt_that_fails_ends_the_rest_after_it(
                 await asyncio.sleep(0.01)
         bot.delay_seconds, bot.answer = 0.0, lambda r: (200 if r.method == "POST" else 500, {}, b"")
         assert (await hs.ask("POST", PING, body=b"{}")).status == 200
-        await bot.until(lambda: len([r for r in bot.requests if r.method == "PUT"]) == 2, within=3)
+        await bot.until(lambda: len([r for r in bot.requests if r.method == "PUT"]) == 2, within=20)
 
 
 async def test_a_ping_that_fails_ends_no_rest(
