@@ -10,7 +10,7 @@ SIDE_BY_SIDE := -n 2
 OLDEST := .venv-oldest
 OLDEST_READY := $(OLDEST)/.ready
 
-.PHONY: demo dev test test-system test-oldest faults check format lock clean
+.PHONY: demo dev test test-system test-oldest faults bench check format lock clean
 
 demo: $(READY)        ## an encrypted message goes round through a real Synapse, step by step
 	$(BIN)/appservice-bridge dev --once
@@ -38,6 +38,9 @@ test-oldest: $(READY) $(OLDEST_READY) ## end to end on the oldest Synapse that i
 
 faults: $(READY)      ## what survives which fault, in 45 minutes; SHORT=1: in three
 	$(BIN)/python -m tests.faults $(if $(SHORT),--short,--evidence docs/evidence.md)
+
+bench: $(READY)       ## every figure of docs/performance.md again, on this machine, in hours; QUICK=1: 90 s
+	$(BIN)/appservice-bridge bench $(if $(QUICK),--quick,--plots docs)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "resync": "resync",
     "backfill": "backfill",
     "registration": "registration",
+    "bench": "bench",
 }
 """Which module of this room holds a command, in the order in which --help shows them."""
 

@@ -1,0 +1,95 @@
+"""A filled outbox is drained: messages per second, from the first request to the last."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from appservice_bridge.bench import filling
+from appservice_bridge.bench.figures import Side
+from appservice_bridge.bench.receiver import Order, Seen
+from appservice_bridge.bench.scenario import MEMORY, RATE, Figures, Scenario
+from appservice_bridge.bench.stage import Running, Stage, connected
+
+
+def rate(seen: Seen) -> float:
+    """Messages per second behind the first request; the start of a process is not in it.
+
+    Raises:
+        ValueError: there was only one request, or none.
+    """
+    if seen.requests < 2:
+        raise ValueError("too few messages for more than one transaction")
+    return (seen.messages - seen.first_messages) * 1e9 / (seen.last_ns - seen.first_ns)
+
+
+async def drained(stage: Stage, running: Running, messages: int) -> Figures:
+    """Wait until all came."""
+    await stage.until(messages, running)
+    return {"": rate(await stage.receivers.seen()), MEMORY: running.peak_memory_mb()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """How much waits for how many; each side drains a new database.
+
+    Attributes:
+        full: messages; `quick` is their number with --quick.
+    """
+
+    appservices: int
+    full: int
+    quick: int
+
+    async def bridge(self, stage: Stage) -> Figures:
+        """Of the bridge."""
+        async with (
+            self._waiting(stage, filling.fill_outbox) as (dsn, messages),
+            stage.worker(dsn, self.appservices, ready=False) as worker,
+        ):
+            return await drained(stage, worker, messages)
+
+    async def naive(self, stage: Stage) -> Figures:
+        """Of the naive outbox."""
+        async with (
+            self._waiting(stage, filling.fill_naive) as (dsn, messages),
+            stage.yardstick("naive", dsn, self.appservices) as naive,
+        ):
+            return await drained(stage, naive, messages)
+
+    async def ceiling(self, stage: Stage) -> Figures:
+        """Of the bare loop."""
+        async with (
+            self._waiting(stage, filling.fill_outbox) as (dsn, messages),
+            stage.yardstick("ceiling", dsn, self.appservices) as ceiling,
+        ):
+            return await drained(stage, ceiling, messages)
+
+    @asynccontextmanager
+    async def _waiting(self, stage: Stage, fill: filling.Fill) -> AsyncIterator[tuple[str, int]]:
+        messages = stage.size(self.full, quick=self.quick)
+        async with stage.database() as dsn:
+            async with connected(dsn) as conn:
+                await fill(conn, appservices=self.appservices, messages=messages)
+            await stage.receivers.order(Order())
+            yield dsn, messages
+
+
+def _scenario(drain: Drain, *, naive: int) -> Scenario:
+    """`naive` messages wait for the naive outbox: it takes long enough with fewer."""
+    few = Drain(appservices=drain.appservices, full=naive, quick=drain.quick // 4)
+    who = "1 appservice" if drain.appservices == 1 else f"{drain.appservices:,} appservices"
+    return Scenario(
+        name=f"drain-{drain.appservices}",
+        about=f"{drain.full:,} messages wait for {who}",
+        units=RATE,
+        sides={Side.BRIDGE: drain.bridge, Side.NAIVE: few.naive, Side.CEILING: drain.ceiling},
+        quick=drain.appservices <= 64,
+    )
+
+
+SCENARIOS = (
+    _scenario(Drain(appservices=1, full=200_000, quick=20_000), naive=40_000),
+    _scenario(Drain(appservices=8, full=200_000, quick=32_000), naive=40_000),
+    _scenario(Drain(appservices=64, full=256_000, quick=64_000), naive=64_000),
+    _scenario(Drain(appservices=1000, full=400_000, quick=80_000), naive=100_000),
+)

@@ -1,0 +1,81 @@
+"""How the bench speaks with the process of receivers."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from appservice_bridge.bench.filling import appservice
+from appservice_bridge.bench.receiver import Order, Seen, encode
+from appservice_bridge.dev.ports import LoopbackPort
+from appservice_bridge.dev.process import ChildCommand, ChildProcess
+
+
+@dataclass(slots=True)
+class Receivers:
+    """All appservices of a bench, in one process."""
+
+    log: Path
+    _port: LoopbackPort = field(default_factory=LoopbackPort)
+    _session: aiohttp.ClientSession | None = None
+
+    def url(self, number: int) -> str:
+        """Where the appservice of this number is."""
+        return f"{self._port.url}/{appservice(number)}"
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run them for as long as the context lasts."""
+        module = "appservice_bridge.bench.receiver"
+        child = ChildProcess.start(
+            ChildCommand(
+                name="receivers",
+                arguments=[sys.executable, "-m", module, str(self._port.number)],
+                log=self.log,
+            )
+        )
+        try:
+            async with aiohttp.ClientSession() as self._session:
+                await self._until_there(child)
+                yield
+        finally:
+            child.stop()
+            self._port.release()
+
+    async def _until_there(self, child: ChildProcess) -> None:
+        while True:
+            child.require_running()
+            try:
+                await self.seen()
+            except aiohttp.ClientError:
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+    async def order(self, order: Order) -> None:
+        """Forget what was seen, and behave like this from now on."""
+        session = self._open_session()
+        async with session.post(f"{self._port.url}/bench/order", data=encode(order)) as answer:
+            answer.raise_for_status()
+
+    async def seen(self) -> Seen:
+        """What came since the last order."""
+        return Seen(**await self._get("seen"))
+
+    async def took_ms(self) -> list[float]:
+        """How long each message took, where the order was to note it."""
+        return [ns / 1e6 for ns in await self._get("took")]
+
+    async def _get(self, what: str) -> Any:
+        async with self._open_session().get(f"{self._port.url}/bench/{what}") as answer:
+            return await answer.json()
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("the receivers do not run")
+        return self._session

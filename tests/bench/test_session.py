@@ -1,0 +1,76 @@
+"""A run from the outside: what it refuses, and that what it starts is gone afterwards."""
+
+import json
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from appservice_bridge.bench.drain import Drain
+from appservice_bridge.bench.figures import Side
+from appservice_bridge.bench.report import write
+from appservice_bridge.bench.scenario import RATE, Scenario
+from appservice_bridge.bench.scenarios import ALL
+from appservice_bridge.bench.session import NoSpaceError, Options, measured, require_space
+from appservice_bridge.bench.stage import SETTINGS
+from appservice_bridge.cli.main import app
+
+FEW = Drain(appservices=1, full=2_500, quick=2_500)
+SMALL = Scenario(
+    name="small",
+    about="",
+    units=RATE,
+    sides={Side.BRIDGE: FEW.bridge, Side.NAIVE: FEW.naive, Side.CEILING: FEW.ceiling},
+)
+
+
+def left_in(directory: Path) -> list[Path]:
+    return sorted(directory.iterdir())
+
+
+def test_the_list_names_every_scenario() -> None:
+    ended = CliRunner().invoke(app, ["bench", "--list"])
+    assert ended.exit_code == 0
+    named = [line.split()[0] for line in ended.stdout.splitlines()[1:]]
+    assert named == [scenario.name for scenario in ALL]
+
+
+def test_a_scenario_that_nobody_knows_is_bad_usage() -> None:
+    ended = CliRunner().invoke(app, ["bench", "--scenario", "drain-7"])
+    assert ended.exit_code == 2
+    assert "drain-8" in ended.stderr
+
+
+def test_a_full_disk_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    huge = replace(SMALL, name="huge", free_bytes=2**62)
+    with pytest.raises(NoSpaceError, match="huge needs 4294967296 GiB"):
+        require_space([SMALL, huge], tmp_path)
+
+
+async def test_a_small_drain_is_measured_on_every_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setitem(SETTINGS, "fsync", "off")  # here it is the arithmetic that counts
+    options = Options(scenarios=[SMALL], rounds=1, quick=True)
+    found = await measured(options, Console(file=StringIO()))
+    assert [(one.scenario, one.unit) for one in found] == [
+        ("small", "messages/s"),
+        ("small/memory", "MB"),
+    ]
+    rates, memory = [one.summary() for one in found]
+    assert rates.median > 0
+    assert rates.of_naive is not None
+    assert rates.of_ceiling is not None
+    assert 10 < memory.median < 1000
+    assert left_in(tmp_path) == []
+    assert not [child for child in psutil.Process().children() if "postgres" in child.name()]
+    write(tmp_path / "docs", found)
+    page = (tmp_path / "docs" / "performance.md").read_text()
+    assert "| small | messages/s |" in page
+    assert (tmp_path / "docs" / "throughput.svg").read_text().startswith("<svg")
+    assert json.dumps([one.summary().as_json() for one in found])
