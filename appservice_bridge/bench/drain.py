@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from appservice_bridge.bench import filling
 from appservice_bridge.bench.figures import Side
@@ -34,16 +35,18 @@ class Drain:
 
     Attributes:
         full: messages; `quick` is their number with --quick.
+        users: of each appservice.
     """
 
     appservices: int
     full: int
     quick: int
+    users: int = filling.USERS
 
     async def bridge(self, stage: Stage) -> Figures:
         """Of the bridge."""
         async with (
-            self._waiting(stage, filling.fill_outbox) as (dsn, messages),
+            self.waiting(stage, filling.fill_outbox) as (dsn, messages),
             stage.worker(dsn, self.appservices, ready=False) as worker,
         ):
             return await drained(stage, worker, messages)
@@ -51,7 +54,7 @@ class Drain:
     async def naive(self, stage: Stage) -> Figures:
         """Of the naive outbox."""
         async with (
-            self._waiting(stage, filling.fill_naive) as (dsn, messages),
+            self.waiting(stage, filling.fill_naive) as (dsn, messages),
             stage.yardstick("naive", dsn, self.appservices) as naive,
         ):
             return await drained(stage, naive, messages)
@@ -59,37 +62,44 @@ class Drain:
     async def ceiling(self, stage: Stage) -> Figures:
         """Of the bare loop."""
         async with (
-            self._waiting(stage, filling.fill_outbox) as (dsn, messages),
+            self.waiting(stage, filling.fill_outbox) as (dsn, messages),
             stage.yardstick("ceiling", dsn, self.appservices) as ceiling,
         ):
             return await drained(stage, ceiling, messages)
 
     @asynccontextmanager
-    async def _waiting(self, stage: Stage, fill: filling.Fill) -> AsyncIterator[tuple[str, int]]:
+    async def waiting(self, stage: Stage, fill: filling.Fill) -> AsyncIterator[tuple[str, int]]:
+        """A database where they wait, and how many."""
         messages = stage.size(self.full, quick=self.quick)
         async with stage.database() as dsn:
             async with connected(dsn) as conn:
-                await fill(conn, appservices=self.appservices, messages=messages)
+                await fill(conn, appservices=self.appservices, messages=messages, users=self.users)
             await stage.receivers.order(Order())
             yield dsn, messages
 
 
-def _scenario(drain: Drain, *, naive: int) -> Scenario:
+def _scenario(drain: Drain, *, naive: int, small: Drain | None = None) -> Scenario:
     """`naive` messages wait for the naive outbox: it takes long enough with fewer."""
     few = Drain(appservices=drain.appservices, full=naive, quick=drain.quick // 4)
     who = "1 appservice" if drain.appservices == 1 else f"{drain.appservices:,} appservices"
+    sides = {Side.BRIDGE: drain.bridge, Side.NAIVE: few.naive, Side.CEILING: drain.ceiling}
     return Scenario(
         name=f"drain-{drain.appservices}",
         about=f"{drain.full:,} messages wait for {who}",
         units=RATE,
-        sides={Side.BRIDGE: drain.bridge, Side.NAIVE: few.naive, Side.CEILING: drain.ceiling},
-        quick=drain.appservices <= 64,
+        sides=sides if small is None else sides | {Side.SMALL: small.bridge},
+        quick=drain.appservices in (1, 64),
     )
 
 
-SCENARIOS = (
-    _scenario(Drain(appservices=1, full=200_000, quick=20_000), naive=40_000),
-    _scenario(Drain(appservices=8, full=200_000, quick=32_000), naive=40_000),
-    _scenario(Drain(appservices=64, full=256_000, quick=64_000), naive=64_000),
-    _scenario(Drain(appservices=1000, full=400_000, quick=80_000), naive=100_000),
+ONE: Final = Drain(appservices=1, full=200_000, quick=20_000)
+EIGHT: Final = Drain(appservices=8, full=200_000, quick=32_000)
+SIXTY_FOUR: Final = Drain(appservices=64, full=256_000, quick=64_000)
+THOUSAND: Final = Drain(appservices=1000, full=400_000, quick=80_000)
+
+SCENARIOS: Final = (
+    _scenario(ONE, naive=40_000),
+    _scenario(EIGHT, naive=40_000),
+    _scenario(SIXTY_FOUR, naive=64_000),
+    _scenario(THOUSAND, naive=100_000, small=SIXTY_FOUR),
 )

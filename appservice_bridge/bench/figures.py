@@ -16,12 +16,14 @@ class Side(StrEnum):
         NAIVE: the outbox that one would write first, see `yardsticks`.
         CEILING: the bare loop of range read, splice and PUT: nothing is written.
         SMALL: the bridge again, without what makes the scenario hard.
+        NATIVE: the homeserver's own delivery, without a bridge.
     """
 
     BRIDGE = "bridge"
     NAIVE = "naive"
     CEILING = "ceiling"
     SMALL = "small"
+    NATIVE = "native"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -127,6 +127,15 @@ async def fill_outbox(
     await _settle(conn, "vacuum analyze outbox")
 
 
+async def fill_more(conn: Connection, *, first: int, messages: int) -> None:
+    """More for the first appservice, behind so many; the head is left to the caller."""
+    rest = _TYPE + "," + _content(0)
+    for low in range(first, first + messages, CHUNK):
+        high = min(low + CHUNK, first + messages) - 1
+        await conn.execute(FILL_OUTBOX, low, high, 1, USERS, rest)
+    await _settle(conn, "vacuum analyze outbox")
+
+
 async def fill_naive(
     conn: Connection, *, appservices: int, messages: int, users: int = USERS
 ) -> None:

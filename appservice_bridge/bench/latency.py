@@ -84,10 +84,10 @@ async def windows(
 ) -> Figures:
     """One window at each load, after some messages to warm up; for the first so many."""
     figures: dict[str, float] = {}
-    seconds, number = stage.size(10, quick=3), 1
+    seconds, number = stage.size(10, quick=2), 1
     async with connections(dsn) as free:
         for name, per_second in (("warm", 50), *LOADS.items()):
-            messages = per_second * (2 if name == "warm" else seconds)
+            messages = per_second * (1 if name == "warm" else seconds)
             await stage.receivers.order(order or Order(timed=True))
             await send_steadily(
                 free,
@@ -118,7 +118,7 @@ async def _naive(stage: Stage) -> Figures:
 
 UNITS: Final = {"": "ms", "p99": "ms", "500": "ms", "500-p99": "ms", MEMORY: "MB"}
 
-SCENARIOS = (
+SCENARIOS: Final = (
     Scenario(
         name="latency",
         about="from before the insert to the appservice, p50 and p99, at 20/s and at 500/s",

@@ -83,7 +83,7 @@ async def _ceiling(stage: Stage) -> Figures:
         return await _live(stage, ceiling, dsn, _append, messages=messages, producers=1)
 
 
-SCENARIOS = (
+SCENARIOS: Final = (
     Scenario(
         name="live",
         about=f"producers insert at full speed for {APPSERVICES} appservices while it is delivered",

@@ -20,11 +20,16 @@ SENT_AT: Final = re.compile(rb'"at": *(\d+)')
 
 
 class Manner(StrEnum):
-    """How appservices behave."""
+    """How appservices behave.
+
+    Attributes:
+        DEAD: by their numbers they hang, refuse, or cut the connection.
+    """
 
     GOOD = "good"
     REFUSE = "refuse"
     HANG = "hang"
+    DEAD = "dead"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +38,7 @@ class Order:
 
     Attributes:
         marker: stands in a body once for each message.
-        timed: how long each message took is noted, too.
+        timed: how long each message took is noted, too; those sent before the order do not count.
         manner: of those that are no exception.
         good: exceptions, which are good whatever the others do; only these are counted.
     """
@@ -68,6 +73,7 @@ class Server:
 
     order: Order = field(default_factory=Order)
     seen: Seen = field(default_factory=Seen)
+    since_ns: int = 0
     took_ns: list[int] = field(default_factory=list)
     known: set[tuple[str, str]] = field(default_factory=set)
     good_again: asyncio.Event = field(default_factory=asyncio.Event)
@@ -79,35 +85,45 @@ class Server:
         app.router.add_get("/bench/took", self._tell_times)
         app.router.add_post("/bench/order", self._obey)
         app.router.add_put("/{name}/_matrix/app/v1/transactions/{txn}", self._transaction)
+        app.router.add_put("/_matrix/app/v1/transactions/{txn}", self._transaction)
         app.router.add_post("/{name}/_matrix/app/v1/ping", self._ping)
         return app
 
     async def _transaction(self, request: web.Request) -> web.Response:
-        name, txn = request.match_info["name"], request.match_info["txn"]
+        name, txn = request.match_info.get("name", ""), request.match_info["txn"]
         body = await request.read()
         now = time.monotonic_ns()
         if self.order.manner is not Manner.GOOD and name not in self.order.good:
-            return await self._misbehave()
+            return await self._misbehave(request, name)
         if (name, txn) not in self.known and (not self.order.good or name in self.order.good):
             self.known.add((name, txn))
             self._count(body, now)
         return web.Response(body=b"{}", content_type="application/json")
 
-    async def _misbehave(self) -> web.Response:
-        if self.order.manner is Manner.HANG:
+    async def _misbehave(self, request: web.Request, name: str) -> web.Response:
+        manner = self.order.manner
+        if manner is Manner.DEAD:
+            manner = (Manner.HANG, Manner.REFUSE, Manner.DEAD)[int(name[-4:]) % 3]
+        if manner is Manner.HANG:
             self.seen.open += 1
             await self.good_again.wait()
+        elif manner is Manner.DEAD and request.transport is not None:
+            request.transport.abort()
         return web.Response(status=503)
 
     def _count(self, body: bytes, now: int) -> None:
-        messages = body.count(self.order.marker.encode())
+        if self.order.timed:
+            sent = [int(at) for at in SENT_AT.findall(body)]
+            took = [now - at for at in sent if at >= self.since_ns]
+            self.took_ns += took
+            messages = len(took)
+        else:
+            messages = body.count(self.order.marker.encode())
         if not self.seen.requests:
             self.seen.first_ns, self.seen.first_messages = now, messages
         self.seen.requests += 1
         self.seen.messages += messages
         self.seen.last_ns = now
-        if self.order.timed:
-            self.took_ns += [now - int(at) for at in SENT_AT.findall(body)]
 
     async def _ping(self, _request: web.Request) -> web.Response:
         return web.json_response({})
@@ -123,6 +139,7 @@ class Server:
         self.good_again.set()
         self.order = Order(**asked | {"manner": Manner(asked["manner"])})
         self.seen, self.took_ns, self.known = Seen(), [], set()
+        self.since_ns = time.monotonic_ns()
         self.good_again = asyncio.Event()
         return web.json_response({})
 

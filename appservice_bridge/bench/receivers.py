@@ -10,7 +10,6 @@ from typing import Any
 
 import aiohttp
 
-from appservice_bridge.bench.filling import appservice
 from appservice_bridge.bench.receiver import Order, Seen, encode
 from appservice_bridge.dev.ports import LoopbackPort
 from appservice_bridge.dev.process import ChildCommand, ChildProcess
@@ -21,12 +20,12 @@ class Receivers:
     """All appservices of a bench, in one process."""
 
     log: Path
-    _port: LoopbackPort = field(default_factory=LoopbackPort)
+    port: LoopbackPort = field(default_factory=LoopbackPort)
     _session: aiohttp.ClientSession | None = None
 
-    def url(self, number: int) -> str:
-        """Where the appservice of this number is."""
-        return f"{self._port.url}/{appservice(number)}"
+    def url(self, name: str) -> str:
+        """Where the appservice of this name is."""
+        return f"{self.port.url}/{name}"
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -35,7 +34,7 @@ class Receivers:
         child = ChildProcess.start(
             ChildCommand(
                 name="receivers",
-                arguments=[sys.executable, "-m", module, str(self._port.number)],
+                arguments=[sys.executable, "-m", module, str(self.port.number)],
                 log=self.log,
             )
         )
@@ -45,7 +44,7 @@ class Receivers:
                 yield
         finally:
             child.stop()
-            self._port.release()
+            self.port.release()
 
     async def _until_there(self, child: ChildProcess) -> None:
         while True:
@@ -60,7 +59,7 @@ class Receivers:
     async def order(self, order: Order) -> None:
         """Forget what was seen, and behave like this from now on."""
         session = self._open_session()
-        async with session.post(f"{self._port.url}/bench/order", data=encode(order)) as answer:
+        async with session.post(f"{self.port.url}/bench/order", data=encode(order)) as answer:
             answer.raise_for_status()
 
     async def seen(self) -> Seen:
@@ -72,7 +71,7 @@ class Receivers:
         return [ns / 1e6 for ns in await self._get("took")]
 
     async def _get(self, what: str) -> Any:
-        async with self._open_session().get(f"{self._port.url}/bench/{what}") as answer:
+        async with self._open_session().get(f"{self.port.url}/bench/{what}") as answer:
             return await answer.json()
 
     def _open_session(self) -> aiohttp.ClientSession:

@@ -15,9 +15,22 @@ from appservice_bridge.bench.stage import SETTINGS
 TARGETS: Final[Mapping[str, str]] = {
     "drain-1": "40,000; 5 of naive; 0.7 of ceiling",
     "drain-64": "70,000; 5 of naive; 0.7 of ceiling",
+    "drain-1000/of-small": "at least 0.9",
     "live": "30,000",
     "latency": "5",
     "latency/p99": "20",
+    "million-users/of-small": "at least 0.9",
+    "waiting-10m/of-small": "at least 0.9",
+    "dead-100/of-small": "at most 1.3",
+    "dead-100/p99-of-small": "at most 2",
+    "hanging-1000": "under 256",
+    "idle": "under 1",
+    "trigger": "at least 0.75",
+    "trigger/unmatched": "at least 0.85",
+    "synapse/latency-of-native": "under 1",
+    "synapse/8-of-native": "at least 1",
+    "synapse/8-delivered": "100",
+    "synapse/8-p99": "under 100",
 }
 MEMORY_TARGET: Final = "under 256"
 PACKAGES: Final = ("aiohttp", "asyncpg", "uvloop", "orjson", "matrix-synapse")
@@ -33,7 +46,8 @@ one machine: Postgres, the worker, the receivers and what produces.
 time with SKIP LOCKED, json.dumps, PUT, delete. Of a rate more is better, of a time less.
 - **of ceiling**: a bare loop that reads a range of the bridge's own table, splices, PUTs, and \
 writes nothing.
-- **of-small**: the ratio to the same without what makes the scenario hard.
+- **small**, **of-small**: the same without what makes the scenario hard, and the ratio to it.
+- **native**, **of-native**: Synapse with its own delivery switched on, and the ratio to it.
 - **memory**: the most that the worker had (RSS).
 """
 

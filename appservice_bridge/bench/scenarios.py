@@ -3,7 +3,17 @@
 from collections.abc import Sequence
 from typing import Final
 
-from appservice_bridge.bench import drain, latency, live
+from appservice_bridge.bench import (
+    beside_synapse,
+    catching_up,
+    drain,
+    latency,
+    live,
+    masses,
+    neighbours,
+    relaying,
+    trigger,
+)
 from appservice_bridge.bench.scenario import Scenario
 from appservice_bridge.domain.errors import BridgeError
 
@@ -11,6 +21,12 @@ ALL: Final[tuple[Scenario, ...]] = (
     *drain.SCENARIOS,
     *live.SCENARIOS,
     *latency.SCENARIOS,
+    *catching_up.SCENARIOS,
+    *masses.SCENARIOS,
+    *neighbours.SCENARIOS,
+    *relaying.SCENARIOS,
+    *trigger.SCENARIOS,
+    *beside_synapse.SCENARIOS,
 )
 
 

@@ -19,7 +19,6 @@ from appservice_bridge.bench.stage import Stage
 from appservice_bridge.domain.errors import BridgeError
 
 T = TypeVar("T")
-OF_SMALL: Final = "of-small"
 ANY_BYTES: Final = 3 * 2**30
 """Of disk, that a scenario may take which says nothing else."""
 
@@ -62,6 +61,41 @@ def require_space(scenarios: Sequence[Scenario], directory: Path | None = None) 
             raise NoSpaceError(scenario.name, needed, free, where)
 
 
+class _Run:
+    """Measures scenarios on a stage, and says how far it is."""
+
+    def __init__(self, options: Options, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self.progress = Progress(*columns, TimeElapsedColumn(), console=console)
+        self._options = options
+        total = sum(self._rounds(one) * len(one.sides) for one in options.scenarios)
+        self._task = self.progress.add_task("Postgres starts", total=total)
+
+    def _rounds(self, scenario: Scenario) -> int:
+        return 1 if scenario.single else self._options.rounds
+
+    async def measure(self, scenario: Scenario, stage: Stage) -> list[Series]:
+        """All rounds of one scenario."""
+        samples: dict[Side, list[Figures]] = defaultdict(list)
+        for number in range(self._rounds(scenario)):
+            for side in turned(tuple(scenario.sides), number):
+                what = f"{scenario.name}, round {number + 1}, {side}"
+                self.progress.update(self._task, description=what)
+                samples[side].append(await scenario.sides[side](stage))
+                self.progress.advance(self._task)
+                self._note(scenario, side, samples[side][-1])
+        return list(series(scenario, samples))
+
+    def _note(self, scenario: Scenario, side: Side, figures: Figures) -> None:
+        told = ", ".join(
+            f"{key + ' ' if key else ''}{figures[key]:,.4g} {unit}"
+            for key, unit in scenario.units.items()
+            if key in figures
+        )
+        line = f"  {scenario.name}, {side}: {told}"
+        self.progress.console.print(line, highlight=False, soft_wrap=True)
+
+
 async def measured(options: Options, console: Console) -> list[Series]:
     """Measure everything, and show on the console how far it is.
 
@@ -70,25 +104,11 @@ async def measured(options: Options, console: Console) -> list[Series]:
         BridgeError: a part died, or nothing came any more.
     """
     require_space(options.scenarios)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    found: list[Series] = []
-    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        total = sum(_rounds(one, options) * len(one.sides) for one in options.scenarios)
-        task = progress.add_task("Postgres starts", total=total)
-
-        def say(what: str) -> None:
-            progress.update(task, description=what)
-
-        async with Stage.open(quick=options.quick, say=say) as stage:
+    run, found = _Run(options, console), []
+    with run.progress:
+        async with Stage.open(quick=options.quick) as stage:
             for scenario in options.scenarios:
-                samples: dict[Side, list[Figures]] = defaultdict(list)
-                for number in range(_rounds(scenario, options)):
-                    for side in turned(tuple(scenario.sides), number):
-                        say(f"{scenario.name}, round {number + 1}, {side}")
-                        samples[side].append(await scenario.sides[side](stage))
-                        progress.advance(task)
-                        _note(progress, scenario, side, samples[side][-1])
-                found += series(scenario, samples)
+                found += await run.measure(scenario, stage)
     return found
 
 
@@ -100,29 +120,16 @@ async def interruptible(work: Coroutine[Any, Any, T]) -> T:
     return await work
 
 
-def _rounds(scenario: Scenario, options: Options) -> int:
-    return 1 if scenario.single else options.rounds
-
-
 def turned(sides: Sequence[Side], number: int) -> list[Side]:
     """Another side first in each round, so that none has the better place."""
     start = number % len(sides)
     return [*sides[start:], *sides[:start]]
 
 
-def _note(progress: Progress, scenario: Scenario, side: Side, figures: Figures) -> None:
-    told = ", ".join(
-        f"{key + ' ' if key else ''}{figures[key]:,.4g} {unit}"
-        for key, unit in scenario.units.items()
-        if key in figures
-    )
-    progress.console.print(f"  {scenario.name}, {side}: {told}", highlight=False)
-
-
 def series(scenario: Scenario, samples: Mapping[Side, Sequence[Figures]]) -> Iterator[Series]:
     """Every figure of the bridge, with the same figure of the yardsticks beside it.
 
-    What the small case came to is another figure, as the ratio of the two.
+    What it was for the small case, or natively, are figures of their own, and so is the ratio.
     """
     for key, unit in scenario.units.items():
         values = _values(samples, Side.BRIDGE, key)
@@ -136,13 +143,22 @@ def series(scenario: Scenario, samples: Mapping[Side, Sequence[Figures]]) -> Ite
             naive=_values(samples, Side.NAIVE, key) if compared else (),
             ceiling=_values(samples, Side.CEILING, key) if compared else (),
         )
-        small = _values(samples, Side.SMALL, key)
-        if small and compared and all(small):
-            yield Series(
-                scenario=scenario.figure_name(f"{key}-{OF_SMALL}".lstrip("-")),
-                unit="ratio",
-                values=tuple(own / other for own, other in zip(values, small, strict=True)),
-            )
+        if compared:
+            for side in (Side.SMALL, Side.NATIVE):
+                yield from _beside(scenario, side, key, values, _values(samples, side, key))
+
+
+def _beside(
+    scenario: Scenario, side: Side, key: str, values: Sequence[float], others: tuple[float, ...]
+) -> Iterator[Series]:
+    if not others:
+        return
+    name = scenario.figure_name(f"{key}-{side}".lstrip("-"))
+    yield Series(scenario=name, unit=scenario.units[key], values=others)
+    if all(others):
+        name = scenario.figure_name(f"{key}-of-{side}".lstrip("-"))
+        ratios = tuple(own / other for own, other in zip(values, others, strict=True))
+        yield Series(scenario=name, unit="ratio", values=ratios)
 
 
 def _values(samples: Mapping[Side, Sequence[Figures]], side: Side, key: str) -> tuple[float, ...]:

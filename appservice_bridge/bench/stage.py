@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -76,19 +76,17 @@ class Stage:
 
     Attributes:
         quick: sizes are those of --quick.
-        say: tells the person at the terminal what is being done.
     """
 
     server: EmbeddedPostgres
     receivers: Receivers
     directory: Path
     quick: bool
-    say: Callable[[str], None]
     _made: int = field(default=0, init=False)
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, *, quick: bool, say: Callable[[str], None]) -> AsyncIterator[Self]:
+    async def open(cls, *, quick: bool) -> AsyncIterator[Self]:
         """Start Postgres and the receivers in a new directory; all is gone afterwards."""
         directory = Path(tempfile.mkdtemp(prefix="appservice-bridge-bench-"))
         server = EmbeddedPostgres(directory / "postgres", settings=SETTINGS)
@@ -97,9 +95,7 @@ class Stage:
             await launched(server)
             await _make_template(server)
             async with receivers.running():
-                yield cls(
-                    server=server, receivers=receivers, directory=directory, quick=quick, say=say
-                )
+                yield cls(server=server, receivers=receivers, directory=directory, quick=quick)
         finally:
             server.stop()
             shutil.rmtree(directory, ignore_errors=True)
@@ -109,14 +105,14 @@ class Stage:
         return quick if self.quick else full
 
     @asynccontextmanager
-    async def database(self) -> AsyncIterator[str]:
-        """The DSN of a new database with the bridge's tables and the naive one."""
+    async def database(self, template: str = TEMPLATE) -> AsyncIterator[str]:
+        """The DSN of a new database; with the bridge's tables and the naive one, or another's."""
         self._made += 1
         name = f"bench_{self._made}"
         admin = await connect(self.server.dsn())
         try:
             await admin.execute("set statement_timeout = 0")
-            await admin.execute(f"create database {name} template {TEMPLATE}")
+            await admin.execute(f"create database {name} template {template}")
             try:
                 yield self.server.dsn(name)
             finally:
@@ -152,9 +148,9 @@ class Stage:
         self, bridge: BridgeProcess, dsn: str, appservices: int, delivery: Mapping[str, Any]
     ) -> None:
         directory = bridge.config.parent
-        for number in range(appservices):
-            document = registration(appservice(number), self.receivers.url(number))
-            (directory / f"{appservice(number)}.yaml").write_text(json.dumps(document))
+        for name in map(appservice, range(appservices)):
+            document = registration(name, self.receivers.url(name))
+            (directory / f"{name}.yaml").write_text(json.dumps(document))
         document = {
             "database": dsn,
             "homeserver": {
@@ -173,7 +169,7 @@ class Stage:
     async def yardstick(self, kind: str, dsn: str, appservices: int) -> AsyncIterator[Running]:
         """`naive` or `ceiling` with so many appservices."""
         directory = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=self.directory))
-        urls = {appservice(number): self.receivers.url(number) for number in range(appservices)}
+        urls = {name: self.receivers.url(name) for name in map(appservice, range(appservices))}
         write_private(directory / "plan.json", json.dumps(asdict(Plan(dsn=dsn, urls=urls))))
         command = ChildCommand(
             name=kind,
@@ -230,11 +226,8 @@ async def connected(dsn: str) -> AsyncIterator[Connection]:
         await conn.close()
 
 
-def registration(
-    appservice_id: str, url: str, users: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """A registration that asks for encryption; users are regexes."""
-    regexes = [f"@{appservice_id}_.*"] if users is None else users
+def registration(appservice_id: str, url: str) -> dict[str, Any]:
+    """A registration that asks for encryption, of an appservice that owns `@{id}_.*`."""
     return {
         "id": appservice_id,
         "url": url,
@@ -244,5 +237,5 @@ def registration(
         "rate_limited": False,
         "receive_ephemeral": True,
         "org.matrix.msc3202": True,
-        "namespaces": {"users": [{"regex": one, "exclusive": True} for one in regexes]},
+        "namespaces": {"users": [{"regex": f"@{appservice_id}_.*", "exclusive": True}]},
     }

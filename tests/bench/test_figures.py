@@ -87,6 +87,7 @@ def test_the_yardsticks_stand_beside_the_bridge_and_the_small_case_is_a_ratio() 
     )
     assert {one.scenario: (one.values, one.naive, one.unit) for one in found} == {
         "many": ((90.0,), (30.0,), "messages/s"),
+        "many/small": ((100.0,), (), "messages/s"),
         "many/of-small": ((0.9,), (), "ratio"),
         "many/memory": ((70.0,), (), "MB"),
     }

@@ -41,7 +41,7 @@ def synapse(synapse_python: str) -> Iterator[Homeserver]:
         ),
     ]
     with (
-        postgres_on_disk(track_commit_timestamp="on") as server,
+        postgres_on_disk() as server,
         homeserver(
             server, appservices, config=SMALL_TRANSACTIONS, python=synapse_python
         ) as running,

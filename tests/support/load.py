@@ -1,24 +1,16 @@
-"""Load on a homeserver: who sends what to whom, and what came of it on the other side.
-
-As a program (`python -m tests.support.load FILE`) it is the sender of a benchmark, in a process
-of its own; times are CLOCK_MONOTONIC in nanoseconds, which all processes of a machine share.
-"""
+"""Load on a homeserver: who sends what to whom, and what came of it on the other side."""
 
 import asyncio
-import dataclasses
 import json
 import random
-import sys
-import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
-import uvloop
 
 from tests.support.homeserver import Account
 
@@ -47,16 +39,6 @@ class Plan:
     every_seconds: float = 0.0
     insist: bool = True
 
-    def save(self, path: Path) -> None:
-        path.write_text(json.dumps(dataclasses.asdict(self)))
-
-    @classmethod
-    def load(cls, path: Path) -> "Plan":
-        raw = json.loads(path.read_text())
-        for name in ("senders", "recipients"):
-            raw[name] = [Account(**account) for account in raw[name]]
-        return cls(**raw)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
@@ -64,8 +46,6 @@ class Sent:
 
     sender: str
     number: int
-    began_ns: int
-    answered_ns: int
 
     @property
     def name(self) -> tuple[str, int]:
@@ -94,17 +74,8 @@ async def _send_own(plan: Plan, place: int, http: aiohttp.ClientSession, sent: l
         recipient = plan.recipients[number % len(plan.recipients)]
         content = {"run": plan.run, "number": number, "payload": PAYLOAD}
         messages = {"messages": {recipient.user_id: {recipient.device_id: content}}}
-        began = time.monotonic_ns()
-        if not await _put(plan, http, sender, messages):
-            continue
-        sent.append(
-            Sent(
-                sender=sender.user_id,
-                number=number,
-                began_ns=began,
-                answered_ns=time.monotonic_ns(),
-            )
-        )
+        if await _put(plan, http, sender, messages):
+            sent.append(Sent(sender=sender.user_id, number=number))
 
 
 async def _put(
@@ -217,16 +188,6 @@ def messages_of(run: str, log: Iterable[Received]) -> Iterator[tuple[str, int]]:
                 yield sender, number
 
 
-def arrivals_ns(run: str, log: Iterable[Received]) -> Mapping[tuple[str, int], int]:
-    """When each message of a run first came in a transaction that was taken."""
-    return {
-        (sender, number): request.at_ns
-        for request in taken(log)
-        for of, sender, number in request.messages
-        if of == run
-    }
-
-
 def breaches(log: Sequence[Received]) -> list[str]:
     """Where a transaction changed, came before its predecessor was taken, or left a number out."""
     found = []
@@ -255,13 +216,3 @@ async def sending(plan: Plan) -> AsyncIterator["asyncio.Task[list[Sent]]"]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-def main() -> None:
-    """Send the plan in a file, and print what was sent as JSON."""
-    sent = uvloop.run(send_all(Plan.load(Path(sys.argv[1]))))
-    print(json.dumps([dataclasses.asdict(each) for each in sent]))
-
-
-if __name__ == "__main__":
-    main()
