@@ -9,12 +9,13 @@ from appservice_bridge.bench.figures import Side
 from appservice_bridge.bench.latency import UNITS, capture_one, windows
 from appservice_bridge.bench.receiver import Manner, Order
 from appservice_bridge.bench.scenario import MEMORY, Figures, Scenario
-from appservice_bridge.bench.stage import Stage, connected
+from appservice_bridge.bench.stage import Running, Stage, connected
 
 DEAD: Final = 100
 EACH: Final = 200  # messages that wait for each of the dead
 LIVE: Final = filling.appservice(0)
 QUIET_SECONDS: Final = 5.0
+PATIENCE_SECONDS: Final = 30.0  # for lanes that a budget of what is in flight holds back
 MANY: Final = 1000
 
 MORE_FOR_THE_LIVE: Final = """
@@ -81,15 +82,22 @@ async def _hanging(stage: Stage) -> Figures:
     async with waiting.waiting(stage, filling.fill_outbox) as (dsn, _):
         await stage.receivers.order(Order(manner=Manner.HANG))
         async with stage.worker(dsn, MANY, ready=False, delivery=patient) as worker:
-            loop = asyncio.get_running_loop()
-            hanging, moved = 0, loop.time()
-            while not hanging or loop.time() < moved + QUIET_SECONDS:
-                worker.child.require_running()
-                seen = await stage.receivers.seen()
-                if seen.open > hanging:
-                    hanging, moved = seen.open, loop.time()
-                await asyncio.sleep(0.1)
-            return {"": worker.peak_memory_mb(), "requests": hanging}
+            requests = await _all_hang(stage, worker)
+            await asyncio.sleep(QUIET_SECONDS)
+            return {"": worker.peak_memory_mb(), "requests": float(requests)}
+
+
+async def _all_hang(stage: Stage, worker: Running) -> int:
+    """Wait until every lane has a request in flight, or long no other has; returns how many."""
+    loop = asyncio.get_running_loop()
+    hanging, moved = 0, loop.time()
+    while hanging < MANY and loop.time() < moved + PATIENCE_SECONDS:
+        worker.child.require_running()
+        seen = await stage.receivers.seen()
+        if seen.open > hanging:
+            hanging, moved = seen.open, loop.time()
+        await asyncio.sleep(0.1)
+    return hanging
 
 
 SCENARIOS: Final = (

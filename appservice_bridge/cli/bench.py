@@ -76,8 +76,13 @@ def _measured(options: "Options") -> "list[Series]":
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(interruptible(measured(options, Console(stderr=True))))
-    except* BridgeError as group:
-        typer.echo(f"appservice-bridge: {_first(group)}", err=True)
+    except asyncio.CancelledError:
+        raise typer.Exit(1) from None  # SIGTERM
+    except (BridgeError, BaseExceptionGroup) as error:
+        first = _first(error)
+        if not isinstance(first, BridgeError):
+            raise
+        typer.echo(f"appservice-bridge: {first}", err=True)
         raise typer.Exit(1) from None
 
 

@@ -18,18 +18,18 @@ def test_a_summary_has_the_middle_the_spread_and_the_middle_of_the_rounds_ratios
     one = Series(
         scenario="drain-1",
         unit="messages/s",
-        values=(10.0, 30.0, 20.0),
+        values=(10.0, 90.0, 20.0),
         naive=(5.0, 10.0, 5.0),
-        ceiling=(20.0, 40.0, 25.0),
+        ceiling=(20.0, 100.0, 25.0),
     )
     assert one.summary().as_json() == {
         "scenario": "drain-1",
         "unit": "messages/s",
         "median": 20.0,
         "min": 10.0,
-        "max": 30.0,
-        "of_naive": 3.0,
-        "of_ceiling": 0.75,
+        "max": 90.0,
+        "of_naive": 4.0,
+        "of_ceiling": 0.8,
     }
 
 

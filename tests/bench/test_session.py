@@ -1,6 +1,11 @@
 """A run from the outside: what it refuses, and that what it starts is gone afterwards."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -74,3 +79,28 @@ async def test_a_small_drain_is_measured_on_every_side(
     assert "| small | messages/s |" in page
     assert (tmp_path / "docs" / "throughput.svg").read_text().startswith("<svg")
     assert json.dumps([one.summary().as_json() for one in found])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 1)])
+def test_who_is_interrupted_leaves_nothing_behind(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "appservice_bridge", "bench", "--quick", "--scenario", "drain-1"],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
+    )
+    try:
+        bench = psutil.Process(process.pid)
+        while len(started := bench.children()) < 2:  # Postgres and the receivers
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == code, said.decode()
+    assert b"Traceback" not in said
+    assert left_in(tmp_path) == []
+    assert psutil.wait_procs(started, timeout=0)[1] == []
