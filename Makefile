@@ -39,7 +39,7 @@ test-oldest: $(READY) $(OLDEST_READY) ## end to end on the oldest Synapse that i
 faults: $(READY)      ## what survives which fault, in 45 minutes; SHORT=1: in three
 	$(BIN)/python -m tests.faults $(if $(SHORT),--short,--evidence docs/evidence.md)
 
-bench: $(READY)       ## every figure of docs/performance.md again, on this machine, in hours; QUICK=1: 90 s
+bench: $(READY)       ## every figure of docs/performance.md again, in some 90 minutes; QUICK=1: 90 s
 	$(BIN)/appservice-bridge bench $(if $(QUICK),--quick,--plots docs)
 
 check: $(READY)

@@ -1,7 +1,6 @@
 """Capture and delivery together: messages per second, from the first insert to the last request."""
 
 import asyncio
-import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
@@ -45,11 +44,10 @@ async def _insert(conn: Connection, numbers: Iterator[int]) -> None:
 
 
 async def _live(
-    stage: Stage, running: Running, dsn: str, produce: Produce, *, messages: int, producers: int
+    stage: Stage, running: Running, dsn: str, produce: Produce, batches: range, producers: int
 ) -> Figures:
     """Produce at full speed from several connections, and see when the last one came."""
-    step = 1 if produce is _insert else BATCH
-    work = itertools.chain(range(0, messages, step))  # shared: each number is taken once
+    work = iter(batches)  # shared: each is taken once
     await stage.receivers.order(Order())
 
     async def one() -> None:
@@ -60,27 +58,27 @@ async def _live(
     async with asyncio.TaskGroup() as group:
         for _ in range(producers):
             group.create_task(one())
-    await stage.until(messages, running)
+    await stage.until(batches.stop, running)
     seconds = ((await stage.receivers.seen()).last_ns - began) / 1e9
-    return {"": messages / seconds, MEMORY: running.peak_memory_mb()}
+    return {"": batches.stop / seconds, MEMORY: running.peak_memory_mb()}
 
 
 async def _bridge(stage: Stage) -> Figures:
-    messages = stage.size(200_000, quick=20_000)
+    batches = range(0, stage.size(200_000, quick=20_000), BATCH)
     async with stage.database() as dsn, stage.worker(dsn, APPSERVICES) as worker:
-        return await _live(stage, worker, dsn, _capture, messages=messages, producers=PRODUCERS)
+        return await _live(stage, worker, dsn, _capture, batches, PRODUCERS)
 
 
 async def _naive(stage: Stage) -> Figures:
-    messages = stage.size(20_000, quick=4_000)
+    rows = range(stage.size(20_000, quick=4_000))
     async with stage.database() as dsn, stage.yardstick("naive", dsn, APPSERVICES) as naive:
-        return await _live(stage, naive, dsn, _insert, messages=messages, producers=NAIVE_PRODUCERS)
+        return await _live(stage, naive, dsn, _insert, rows, NAIVE_PRODUCERS)
 
 
 async def _ceiling(stage: Stage) -> Figures:
-    messages = stage.size(200_000, quick=20_000)
+    batches = range(0, stage.size(200_000, quick=20_000), BATCH)
     async with stage.database() as dsn, stage.yardstick("ceiling", dsn, APPSERVICES) as ceiling:
-        return await _live(stage, ceiling, dsn, _append, messages=messages, producers=1)
+        return await _live(stage, ceiling, dsn, _append, batches, 1)
 
 
 SCENARIOS: Final = (

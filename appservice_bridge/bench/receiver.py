@@ -75,6 +75,7 @@ class Server:
     seen: Seen = field(default_factory=Seen)
     since_ns: int = 0
     took_ns: list[int] = field(default_factory=list)
+    hanging: int = 0
     known: set[tuple[str, str]] = field(default_factory=set)
     good_again: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -105,8 +106,11 @@ class Server:
         if manner is Manner.DEAD:
             manner = (Manner.HANG, Manner.REFUSE, Manner.DEAD)[int(name[-4:]) % 3]
         if manner is Manner.HANG:
-            self.seen.open += 1
-            await self.good_again.wait()
+            self.hanging += 1
+            try:
+                await self.good_again.wait()
+            finally:
+                self.hanging -= 1
         elif manner is Manner.DEAD and request.transport is not None:
             request.transport.abort()
         return web.Response(status=503)
@@ -129,7 +133,7 @@ class Server:
         return web.json_response({})
 
     async def _tell(self, _request: web.Request) -> web.Response:
-        return web.json_response(asdict(self.seen))
+        return web.json_response(asdict(self.seen) | {"open": self.hanging})
 
     async def _tell_times(self, _request: web.Request) -> web.Response:
         return web.json_response(self.took_ns)
@@ -145,7 +149,12 @@ class Server:
 
 
 async def _serve(port: int) -> None:
-    runner = web.AppRunner(Server().application(), access_log=None, shutdown_timeout=1)
+    runner = web.AppRunner(
+        Server().application(),
+        access_log=None,
+        shutdown_timeout=1,
+        handler_cancellation=True,  # who gave up waiting hangs no more
+    )
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port, backlog=4096).start()
     await asyncio.Event().wait()

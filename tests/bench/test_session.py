@@ -15,13 +15,14 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from appservice_bridge.bench.crowd import NothingCameError
 from appservice_bridge.bench.drain import Drain
 from appservice_bridge.bench.figures import Side
 from appservice_bridge.bench.report import write
-from appservice_bridge.bench.scenario import RATE, Scenario
+from appservice_bridge.bench.scenario import RATE, Figures, Scenario
 from appservice_bridge.bench.scenarios import ALL
 from appservice_bridge.bench.session import NoSpaceError, Options, measured, require_space
-from appservice_bridge.bench.stage import SETTINGS
+from appservice_bridge.bench.stage import SETTINGS, Stage
 from appservice_bridge.cli.main import app
 
 FEW = Drain(appservices=1, full=2_500, quick=2_500)
@@ -31,6 +32,13 @@ SMALL = Scenario(
     units=RATE,
     sides={Side.BRIDGE: FEW.bridge, Side.NAIVE: FEW.naive, Side.CEILING: FEW.ceiling},
 )
+
+
+async def failing(_stage: Stage) -> Figures:
+    raise NothingCameError(7)
+
+
+FAILS = Scenario(name="fails", about="", units=RATE, sides={Side.BRIDGE: failing})
 
 
 def left_in(directory: Path) -> list[Path]:
@@ -50,19 +58,27 @@ def test_a_scenario_that_nobody_knows_is_bad_usage() -> None:
     assert "drain-8" in ended.stderr
 
 
+def test_what_is_published_is_measured_five_times() -> None:
+    ended = CliRunner().invoke(app, ["bench", "--plots", "docs", "--rounds", "4"])
+    assert ended.exit_code == 2
+    assert "needs 5" in ended.stderr
+
+
 def test_a_full_disk_is_refused_before_anything_starts(tmp_path: Path) -> None:
     huge = replace(SMALL, name="huge", free_bytes=2**62)
     with pytest.raises(NoSpaceError, match="huge needs 4294967296 GiB"):
         require_space([SMALL, huge], tmp_path)
 
 
-async def test_a_small_drain_is_measured_on_every_side(
+async def test_a_small_drain_is_measured_on_every_side_whatever_else_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setitem(SETTINGS, "fsync", "off")  # here it is the arithmetic that counts
-    options = Options(scenarios=[SMALL], rounds=1, quick=True)
-    found = await measured(options, Console(file=StringIO()))
+    options = Options(scenarios=[FAILS, SMALL], rounds=1, quick=True)
+    done = await measured(options, Console(file=StringIO()))
+    found = done.found
+    assert done.failed == {"fails": "none of 7 messages that the homeserver accepted came"}
     assert [(one.scenario, one.unit) for one in found] == [
         ("small", "messages/s"),
         ("small/memory", "MB"),
@@ -74,9 +90,10 @@ async def test_a_small_drain_is_measured_on_every_side(
     assert 10 < memory.median < 1000
     assert left_in(tmp_path) == []
     assert not [child for child in psutil.Process().children() if "postgres" in child.name()]
-    write(tmp_path / "docs", found)
+    write(tmp_path / "docs", done, load=0.1)
     page = (tmp_path / "docs" / "performance.md").read_text()
     assert "| small | messages/s |" in page
+    assert "**fails was not measured**" in page
     assert (tmp_path / "docs" / "throughput.svg").read_text().startswith("<svg")
     assert json.dumps([one.summary().as_json() for one in found])
 
