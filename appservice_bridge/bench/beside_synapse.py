@@ -82,7 +82,6 @@ async def _measure(stage: Stage, *, native: bool) -> Figures:
 async def _homeserver(stage: Stage, *, native: bool) -> AsyncIterator[tuple[Crowd, Running | None]]:
     """Synapse on a new database, with people on it, and the bridge unless it is `native`."""
     directory = Path(tempfile.mkdtemp(prefix="synapse-", dir=stage.directory))
-    secret = secrets.token_urlsafe()
     bridge = BridgeProcess(directory / "bridge.yaml", directory / "bridge.log")
     own = registration(APPSERVICE, stage.receivers.url(APPSERVICE))
     async with stage.database(template="template0") as dsn:
@@ -90,7 +89,7 @@ async def _homeserver(stage: Stage, *, native: bool) -> AsyncIterator[tuple[Crow
             directory=directory / "synapse",
             server_name=SERVER,
             database=dsn,
-            registration_shared_secret=secret,
+            registration_shared_secret=secrets.token_urlsafe(),
             registrations=[_homeserver_copy(directory, own, None if native else bridge)],
             native_encryption=native,
             log_level="WARNING",
@@ -100,13 +99,7 @@ async def _homeserver(stage: Stage, *, native: bool) -> AsyncIterator[tuple[Crow
         try:
             await launched(synapse)
             worker = None if native else await _attached(bridge)
-            crowd = await gathered(
-                synapse.url,
-                shared_secret=secret,
-                as_token=own["as_token"],
-                senders=max(SENDERS),
-                localparts=[f"{APPSERVICE}_{number}" for number in range(RECIPIENTS)],
-            )
+            crowd = await _crowd(synapse, own["as_token"])
             await _until_it_rests(dsn)
             yield crowd, worker
         finally:
@@ -114,6 +107,16 @@ async def _homeserver(stage: Stage, *, native: bool) -> AsyncIterator[tuple[Crow
                 part.stop()
             for port in (bridge.relay, bridge.admin, synapse.port):
                 port.release()
+
+
+async def _crowd(synapse: Synapse, as_token: str) -> Crowd:
+    return await gathered(
+        synapse.url,
+        shared_secret=synapse.settings.registration_shared_secret,
+        as_token=as_token,
+        senders=max(SENDERS),
+        localparts=[f"{APPSERVICE}_{number}" for number in range(RECIPIENTS)],
+    )
 
 
 def _homeserver_copy(directory: Path, own: dict[str, Any], bridge: BridgeProcess | None) -> Path:

@@ -80,7 +80,7 @@ class Server:
     good_again: asyncio.Event = field(default_factory=asyncio.Event)
 
     def application(self) -> web.Application:
-        """Its routes: the appservices' own, and ours below /bench."""
+        """Its routes: the appservices' own, the one homeserver's that workers ask, and /bench."""
         app = web.Application(client_max_size=2**30)
         app.router.add_get("/bench/seen", self._tell)
         app.router.add_get("/bench/took", self._tell_times)
@@ -88,6 +88,7 @@ class Server:
         app.router.add_put("/{name}/_matrix/app/v1/transactions/{txn}", self._transaction)
         app.router.add_put("/_matrix/app/v1/transactions/{txn}", self._transaction)
         app.router.add_post("/{name}/_matrix/app/v1/ping", self._ping)
+        app.router.add_post("/_matrix/client/v1/appservice/{name}/ping", self._ping)
         return app
 
     async def _transaction(self, request: web.Request) -> web.Response:
@@ -130,7 +131,7 @@ class Server:
         self.seen.last_ns = now
 
     async def _ping(self, _request: web.Request) -> web.Response:
-        return web.json_response({})
+        return web.json_response({"duration_ms": 1})
 
     async def _tell(self, _request: web.Request) -> web.Response:
         return web.json_response(asdict(self.seen) | {"open": self.hanging})

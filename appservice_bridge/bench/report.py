@@ -36,6 +36,13 @@ TARGETS: Final[Mapping[str, str]] = {
 MEMORY_TARGET: Final = "under 256"
 PACKAGES: Final = ("aiohttp", "asyncpg", "uvloop", "orjson", "matrix-synapse")
 
+PLOTS: Final[tuple[tuple[str, tuple[str, ...], str], ...]] = (
+    ("throughput.svg", (), "messages/s"),
+    ("latency.svg", ("latency", "dead-100"), "ms"),
+    ("synapse.svg", ("synapse",), "%"),
+)
+"""Each with its file, its scenarios (none: all) and its unit."""
+
 _HEADER: Final = """\
 # Performance
 
@@ -65,16 +72,20 @@ def write(directory: Path, done: Measured, load: float) -> None:
     """
     directory.mkdir(parents=True, exist_ok=True)
     drawn = []
-    for unit, file in (("messages/s", "throughput.svg"), ("ms", "latency.svg")):
-        shown = [one for one in done.found if one.unit == unit]
+    for file, scenarios, unit in PLOTS:
+        shown = [one for one in done.found if one.unit == unit and _is_of(one, scenarios)]
         if shown:
             (directory / file).write_text(plot(shown, unit))
             drawn.append(file)
     page = [_HEADER, machine(load), "", *_table(done.found), ""]
-    page += [f"**{name} was not measured**: {reason}\n" for name, reason in done.failed.items()]
+    page += [f"**{name} failed**: {why.splitlines()[0]}\n" for name, why in done.failed.items()]
     page += [f"![{file.removesuffix('.svg')}]({file})\n" for file in drawn]
     page += ["## What is measured", "", *_meanings(done.found), ""]
     (directory / "performance.md").write_text("\n".join(page))
+
+
+def _is_of(one: Series, scenarios: Sequence[str]) -> bool:
+    return not scenarios or one.scenario.partition("/")[0] in scenarios
 
 
 def machine(load: float) -> str:

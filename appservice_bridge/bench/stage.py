@@ -155,7 +155,7 @@ class Stage:
             "database": dsn,
             "homeserver": {
                 "server_name": "example.org",
-                "url": "http://127.0.0.1:9",  # nobody
+                "url": self.receivers.port.url,  # lets itself be woken, and is no more
                 "capture": "none",  # we write what the triggers would
             },
             "listen": {"relay": bridge.relay.address, "admin": bridge.admin.address},
