@@ -16,6 +16,7 @@ from appservice_bridge.cli.doors import Doors
 from appservice_bridge.cli.synapse_side import cleaned, synapse_side
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.delivery.destination import Destination
+from appservice_bridge.delivery.history import History
 from appservice_bridge.delivery.lanes import Lanes
 from appservice_bridge.delivery.purge import Retention, run_purge
 from appservice_bridge.domain.capture import CaptureMode
@@ -73,6 +74,7 @@ class Worker:
     ) -> None:
         self.of = of
         self.serving = asyncio.Event()
+        self.history: History = History() if before is None else before.history
         self._waiting: list[str] = []
         self._reloads = reloads or Reloads()
         self._owners = owners
@@ -164,13 +166,16 @@ class Worker:
         admin = Admin(
             self._database,
             self._lanes.leases_hold,
+            of=self.of,
             auth=AdminAuth(operators(self.of)),
             reloads=self._reloads,
+            history=self.history,
         )
         try:
             async with asyncio.TaskGroup() as group:
                 going_live = group.create_task(self._go_live(self._waiting), name="go-live")
                 self._start(group, stop)
+                group.create_task(admin.run(stop), name="admin")
                 await set_within(self._lanes.may_send, LONGEST_WAIT_SECONDS)
                 await doors.open_to(self._relay, admin.application())
                 self.serving.set()
@@ -191,6 +196,7 @@ class Worker:
             "forgetting": run_forgetting(self._database, stop),
             "waker": self.waker.run(stop),
             "watchkeeper": self._watchkeeper.run(stop),
+            "history": self.history.run(self._database, stop),
         }
         for name, work in tasks.items():
             group.create_task(work, name=name)

@@ -1,10 +1,14 @@
 """What operators and probes ask a worker."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, assert_never
 
 from aiohttp import web
 
+from appservice_bridge.config.loading import Loaded
+from appservice_bridge.delivery.history import History
+from appservice_bridge.delivery.operating import UnknownAppserviceError
 from appservice_bridge.domain.reloading import (
     Reloaded,
     ReloadOutcome,
@@ -13,37 +17,67 @@ from appservice_bridge.domain.reloading import (
     ReloadWaits,
     Unchanged,
 )
+from appservice_bridge.http.admin_asked import NotUnderstoodError
 from appservice_bridge.http.admin_auth import AdminAuth, Role, needs
-from appservice_bridge.http.answers import matrix_errors
+from appservice_bridge.http.admin_events import Events
+from appservice_bridge.http.admin_looking import Looking
+from appservice_bridge.http.admin_overview import Overview
+from appservice_bridge.http.answers import error, matrix_errors
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
 
 ROOT: Final = "/_appservice_bridge/v1"
+LARGEST_BODY_BYTES: Final = 65_536  # a thousand ids of dead letters
+
+SECURITY: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+"""What every answer says to browsers; a page may say more for itself. Nothing is for other sites:
+there is no CORS."""
 
 
 class Admin:
-    """Health (the process answers), readiness (it can store and deliver), and reloads."""
+    """Health (the process answers), readiness (it can store and deliver), reloads, and the rest."""
 
     def __init__(
         self,
         database: Database,
         leases_hold: Callable[[], bool],
         *,
+        of: Loaded,
         auth: AdminAuth,
         reloads: Reloads,
+        history: History,
     ) -> None:
         self._database = database
         self._leases_hold = leases_hold
         self._auth = auth
         self._reloads = reloads
+        shown = Overview(database, of, history)
+        self._looking = Looking(database, shown, history)
+        self._events = Events(shown.body)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """What goes on beside the requests, until `stop` is set."""
+        await self._events.run(stop)
 
     def application(self) -> web.Application:
         """The routes, below `/_appservice_bridge/v1`."""
-        app = web.Application(middlewares=[matrix_errors, self._auth.middleware])
+        app = web.Application(
+            middlewares=[matrix_errors, self._auth.middleware, _refusals],
+            client_max_size=LARGEST_BODY_BYTES,
+        )
+        app.on_response_prepare.append(_secure)
         for root in ("", ROOT):
             app.router.add_get(root + "/health", self._health)
             app.router.add_get(root + "/ready", self._ready)
         app.router.add_post(ROOT + "/reload", self._reload)
         app.router.add_get(ROOT + "/reload", self._last_reload)
+        app.router.add_get(ROOT + "/events", self._events.stream, allow_head=False)
+        self._looking.add_to(app, ROOT)
         return app
 
     @needs(Role.NOBODY)
@@ -77,6 +111,24 @@ class Admin:
     async def _last_reload(self, _request: web.Request) -> web.Response:
         last = self._reloads.last
         return web.json_response({"outcome": None} if last is None else _told(last))
+
+
+async def _secure(_request: web.Request, response: web.StreamResponse) -> None:
+    for name, value in SECURITY.items():
+        response.headers.setdefault(name, value)
+
+
+@web.middleware
+async def _refusals(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """What is refused by name, in Matrix's words."""
+    try:
+        return await handler(request)
+    except NotUnderstoodError as refusal:
+        return error(refusal.status, refusal.errcode, refusal.reason)
+    except UnknownAppserviceError as unknown:
+        return error(404, "M_NOT_FOUND", str(unknown))
 
 
 def _told(outcome: ReloadOutcome) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Who may do what at the admin port: Bearer tokens, each with a role."""
 
 from collections.abc import Awaitable, Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import IntEnum
 from hashlib import sha256
@@ -17,6 +18,7 @@ log = structlog.get_logger(__name__)
 
 _Route = TypeVar("_Route", bound=Callable[..., Awaitable[web.StreamResponse]])
 _NEEDS: Final = "needs_role"
+_OPERATOR: ContextVar["Operator"] = ContextVar("operator")
 
 
 class Role(IntEnum):
@@ -51,6 +53,16 @@ def needs(role: Role) -> Callable[[_Route], _Route]:
     return marked
 
 
+def role_needed(handler: object) -> Role:
+    """What a route's handler was marked with."""
+    return Role(getattr(handler, _NEEDS, Role.ADMIN))
+
+
+def whoever_asks() -> Operator:
+    """Whose token came with the request that is being answered, and was let through."""
+    return _OPERATOR.get()
+
+
 class AdminAuth:
     """Tells operators by the token they show, in the Authorization header and nowhere else."""
 
@@ -66,7 +78,7 @@ class AdminAuth:
         What is not there is 404 to all: the routes are no secret.
         """
         route = request.match_info
-        needed = getattr(route.handler, _NEEDS, Role.ADMIN)
+        needed = role_needed(route.handler)
         if route.http_exception is not None or needed is Role.NOBODY:
             return await handler(request)
         operator = self._shown(request)
@@ -77,6 +89,7 @@ class AdminAuth:
         if operator.role < needed:
             log.warning("admin.forbidden", operator=operator.name, path=request.path)
             return error(403, "M_FORBIDDEN", f"this needs the role {needed.name.lower()}")
+        _OPERATOR.set(operator)
         return await handler(request)
 
     def _shown(self, request: web.Request) -> Operator | None:

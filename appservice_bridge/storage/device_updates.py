@@ -125,6 +125,12 @@ select d.user_id, d.device_id,
  where not coalesce(d.hidden, false)
 """
 
+KNOWN_KEYS: Final = """
+-- device_updates.known_keys
+select user_id, device_id, recount, counts, fallback_types from device_key_state
+ where appservice_id = $1 order by user_id, device_id limit $2
+"""
+
 SEAL_KEYS: Final = """
 -- device_updates.seal_keys
 update device_key_state k set waiting = false, sealed_in = $2
@@ -285,6 +291,17 @@ async def take_keys(conn: Connection, appservice_id: str, page: Page) -> tuple[D
         devices = [[k.user_id for k in keys], [k.device_id for k in keys]]
         await conn.execute(SEAL_KEYS, appservice_id, page.number, *devices)
     return keys
+
+
+async def known_keys(conn: Connection, appservice_id: str, *, most: int) -> list[DeviceKeys]:
+    """What is unclaimed now of devices that the appservice was told of, or is to be.
+
+    Where Synapse's tables cannot be read, only what the homeserver said itself.
+    """
+    rows = await conn.fetch(KNOWN_KEYS, appservice_id, most)
+    counted = await _recount(conn, [row for row in rows if row["recount"]])
+    said = [_as_said(row) for row in rows if not row["recount"]]
+    return sorted([*(counted or ()), *said], key=lambda one: (one.user_id, one.device_id))
 
 
 async def ack(conn: Connection, appservice_id: str, *, number: int) -> None:

@@ -108,7 +108,7 @@ HOT: Final = {
         statement=outbox.PURGE, parameters="'bot1', 100, 200, true", looks_at={"outbox": 100}
     ),
     "overview.lanes": Hot(
-        statement=overview.LANES, parameters="", looks_at={"outbox": 1, "dead_letter": 0}
+        statement=overview.LANES, parameters="null", looks_at={"outbox": 5, "dead_letter": 0}
     ),
     "leases.lanes_with_work": Hot(
         statement=leases.LANES_WITH_WORK, parameters="gen_random_uuid()", looks_at={}

@@ -14,10 +14,12 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import yaml
+from yarl import URL
 
 from tests.support.bridge import Files, WorkerProcess
 
-RELOAD: Final = "/_appservice_bridge/v1/reload"
+ROOT: Final = "/_appservice_bridge/v1"
+RELOAD: Final = ROOT + "/reload"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,12 +30,19 @@ class Operator:
     files: Files
     token: str | None
 
-    async def ask(self, method: str, path: str, **headers: str) -> tuple[int, dict[str, Any]]:
+    async def ask(
+        self, method: str, path: str, *, body: Any = None, **headers: str
+    ) -> tuple[int, dict[str, Any]]:
         shown = {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
-        async with self.session.request(
-            method, self.files.admin_url + path, headers=shown | headers
-        ) as answer:
+        url = URL(self.files.admin_url + path, encoded=True)
+        async with self.session.request(method, url, headers=shown | headers, json=body) as answer:
             return answer.status, await answer.json()
+
+    async def get(self, path: str) -> dict[str, Any]:
+        """What is answered below the admin port's root, where it is 200."""
+        status, told = await self.ask("GET", ROOT + path)
+        assert (status, told["version"]) == (200, 1), told
+        return told
 
     async def reload(self) -> str:
         """Have the files read again; what it came to."""
