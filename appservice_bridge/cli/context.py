@@ -1,6 +1,8 @@
 """What every command that touches the database begins and ends with."""
 
 import asyncio
+import getpass
+import os
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +14,7 @@ from appservice_bridge.cli.check import show
 from appservice_bridge.cli.embedded import reachable
 from appservice_bridge.config.faults import ConfigError
 from appservice_bridge.config.loading import Loaded, load
+from appservice_bridge.domain.author import COMMAND, Author
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.transport import Transport
@@ -37,6 +40,15 @@ def finished(work: Coroutine[Any, Any, _Result]) -> _Result:
     except BridgeError as error:
         typer.echo(f"appservice-bridge: {error}", err=True)
         raise typer.Exit(1) from None
+
+
+def author() -> Author:
+    """Whoever runs this command, as the audit names them."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # one without a name, as in some containers
+        user = str(os.getuid())
+    return Author(name=f"{COMMAND}:{user}", role=COMMAND)
 
 
 async def with_connection(of: Loaded, work: Callable[[Connection], Awaitable[_Result]]) -> _Result:

@@ -6,12 +6,13 @@ from typing import Annotated
 import typer
 
 from appservice_bridge.cli.check import ConfigOption
-from appservice_bridge.cli.context import finished, loaded, owners, with_connection
+from appservice_bridge.cli.context import author, finished, loaded, owners, with_connection
 from appservice_bridge.cli.synapse_side import cleaned
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.routing.announcing import seed_foreign
 from appservice_bridge.storage import (
+    admin_audit,
     device_streams,
     grants,
     inbox,
@@ -84,7 +85,12 @@ def uninstall(
         finished(_refuse())
 
     async def work(conn: Connection) -> list[str]:
+        kept = not everything and not await migrations.pending(conn)
+        if kept:
+            await admin_audit.write(conn, author(), "uninstall", outcome="begun")
         await synapse.uninstall(conn, discard_backlog=discard_backlog, everything=everything)
+        if kept:
+            await admin_audit.write(conn, author(), "uninstall", outcome="the capture is gone")
         return await grants.revokes(conn)
 
     revokes = finished(with_connection(of, work))
@@ -120,7 +126,9 @@ async def _install(conn: Connection, of: Loaded) -> str:
         await registrations.wait_for_gate(conn)
         await registrations.look_again(conn, known.digest())
         foreign = await seed_foreign(conn, known, synapse.users_page)
+        await admin_audit.write(conn, author(), "install", outcome="begun")
     created = await synapse.install(conn)
+    await admin_audit.write(conn, author(), "install", subjects=created, outcome="triggers made")
     what = (
         f"triggers made on {', '.join(created)}"
         if created

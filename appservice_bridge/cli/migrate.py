@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from appservice_bridge.cli.check import ConfigOption
-from appservice_bridge.cli.context import finished, loaded, with_connection
-from appservice_bridge.storage import migrations
+from appservice_bridge.cli.context import author, finished, loaded, with_connection
+from appservice_bridge.storage import admin_audit, migrations
 from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.identity import current_epoch
 
@@ -26,7 +26,9 @@ def migrate(
     async def work(conn: Connection) -> list[int]:
         applied = await migrations.migrate(conn)
         if restored:
-            await current_epoch(conn, restored=True)
+            async with conn.transaction():
+                await current_epoch(conn, restored=True)
+                await admin_audit.write(conn, author(), "migrate", outcome="restored: a new epoch")
         return applied
 
     applied = finished(with_connection(loaded(config), work))

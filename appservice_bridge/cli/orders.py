@@ -6,7 +6,7 @@ import typer
 
 from appservice_bridge.cli.appservice_ids import AppserviceArgument
 from appservice_bridge.cli.check import ConfigOption
-from appservice_bridge.cli.context import finished, loaded, with_database
+from appservice_bridge.cli.context import author, finished, loaded, with_database
 from appservice_bridge.delivery import operating
 from appservice_bridge.storage.database import Database
 from appservice_bridge.storage.orders import Standing
@@ -22,7 +22,7 @@ def pause(appservice_id: AppserviceArgument, config: ConfigOption) -> None:
     """
 
     async def work(database: Database) -> Standing:
-        return await operating.pause(database, appservice_id)
+        return await operating.pause(database, appservice_id, by=author())
 
     standing = finished(with_database(loaded(config), work))
     was = "was paused already" if standing.paused_at else "is paused"
@@ -33,7 +33,7 @@ def resume(appservice_id: AppserviceArgument, config: ConfigOption) -> None:
     """Let an appservice that was paused have what waits, at once and in order."""
 
     async def work(database: Database) -> Standing:
-        return await operating.resume(database, appservice_id)
+        return await operating.resume(database, appservice_id, by=author())
 
     standing = finished(with_database(loaded(config), work))
     goes_on = "goes on" if standing.paused_at else "was not paused, and goes on at once"
@@ -58,7 +58,7 @@ def retry(
     """
 
     async def work(database: Database) -> Standing:
-        return await operating.retry(database, appservice_id, split=split)
+        return await operating.retry(database, appservice_id, by=author(), split=split)
 
     standing = finished(with_database(loaded(config), work))
     what = "is tried again now, and may be split" if split else "is tried again now"

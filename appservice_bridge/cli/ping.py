@@ -7,7 +7,7 @@ import typer
 
 from appservice_bridge.cli.appservice_ids import AppserviceArgument
 from appservice_bridge.cli.check import ConfigOption
-from appservice_bridge.cli.context import finished, loaded, with_database
+from appservice_bridge.cli.context import author, finished, loaded, with_database
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.delivery import operating
 from appservice_bridge.delivery import ping as asking
@@ -15,6 +15,7 @@ from appservice_bridge.delivery.ping import Answered, NotAnswered, Pinged
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.registration import Registration
 from appservice_bridge.storage.database import Database
+from appservice_bridge.storage.orders import UnknownAppserviceError
 
 
 class NotReachedError(BridgeError):
@@ -42,7 +43,7 @@ def ping(
     print(f"{appservice_id} answered {answered.status} in {answered.milliseconds:.0f} ms")
 
     async def work(database: Database) -> None:
-        await operating.answered(database, appservice_id)
+        await operating.answered(database, appservice_id, by=author())
 
     finished(with_database(of, work))
 
@@ -60,4 +61,4 @@ def _registration(of: Loaded, appservice_id: str) -> Registration:
     for one in of.registrations:
         if one.id == appservice_id:
             return one
-    raise operating.UnknownAppserviceError(appservice_id, [one.id for one in of.registrations])
+    raise UnknownAppserviceError(appservice_id, [one.id for one in of.registrations])

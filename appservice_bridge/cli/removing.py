@@ -8,11 +8,11 @@ import structlog
 import typer
 
 from appservice_bridge.cli.check import ConfigOption
-from appservice_bridge.cli.context import finished, loaded
+from appservice_bridge.cli.context import author, finished, loaded
 from appservice_bridge.cli.embedded import reachable
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.domain.errors import BridgeError
-from appservice_bridge.storage import migrations, registrations, removal
+from appservice_bridge.storage import admin_audit, migrations, registrations, removal
 from appservice_bridge.storage.database import Connection, Database
 from appservice_bridge.storage.removal import Left
 from appservice_bridge.telemetry import logs
@@ -66,6 +66,10 @@ async def _remove(of: Loaded, appservice_id: str, *, discard_backlog: bool) -> L
             async with database.transaction() as conn:
                 await migrations.require_current(conn)
                 gone = await _discarded(conn, appservice_id, discard_backlog=discard_backlog)
+                outcome = f"lost: {told(gone)}" if told(gone) else "nothing was lost"
+                await admin_audit.write(
+                    conn, author(), "remove", appservice_id=appservice_id, outcome=outcome
+                )
             await _forget(database, appservice_id)
     log.info("appservice.removed", appservice=appservice_id, items=gone.items)
     return gone

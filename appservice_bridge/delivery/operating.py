@@ -1,35 +1,32 @@
-"""The operator's verbs over lanes and dead letters: what commands do, and HTTP may."""
+"""The operator's verbs over lanes and dead letters, for commands and for the admin port.
+
+Whatever changes something puts down who did it, in the same DB transaction.
+"""
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Final, TypeAlias
+from typing import Final
 from uuid import UUID
 
-from appservice_bridge.config.faults import nearest
+from appservice_bridge.domain.author import Author
 from appservice_bridge.domain.errors import BridgeError
-from appservice_bridge.storage import letters, orders, owed, redriving
+from appservice_bridge.storage import admin_audit, letters, orders, owed, redriving
 from appservice_bridge.storage.database import Connection, Database
 from appservice_bridge.storage.letters import Letter
-from appservice_bridge.storage.orders import Standing
+from appservice_bridge.storage.orders import Standing, UnknownAppserviceError
 from appservice_bridge.storage.owed import LaneLast, OwedTransaction
 
 BATCH: Final = 200  # letters in one DB transaction, for which intake waits
 
-_Change: TypeAlias = Callable[[Connection, str, Sequence[UUID]], Awaitable[set[UUID]]]
 
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What is done to letters of one appservice; it returns to which."""
 
-class UnknownAppserviceError(BridgeError):
-    """No appservice has this id; the error names the one that was meant, or those there are."""
-
-    def __init__(self, appservice_id: str, known: Iterable[str]) -> None:
-        known = sorted(known)
-        near = nearest(appservice_id, known)
-        hint = f"did you mean {near}?" if near else f"there are: {', '.join(known)}"
-        if not known:
-            hint = "there is none: start `appservice-bridge run` once with its registration"
-        super().__init__(f"no appservice {appservice_id}; {hint}")
-        self.appservice_id = appservice_id
+    action: str
+    outcome: str
+    run: Callable[[Connection, str, Sequence[UUID]], Awaitable[set[UUID]]]
 
 
 class PausedError(BridgeError):
@@ -61,7 +58,9 @@ class Owed:
     last: LaneLast
 
 
-async def retry(database: Database, appservice_id: str, *, split: bool = False) -> Standing:
+async def retry(
+    database: Database, appservice_id: str, *, by: Author, split: bool = False
+) -> Standing:
     """End a lane's rest, also a halt; with `split` what is in flight may be split.
 
     Dying before the commit does nothing; after it, workers see it at their next look at the latest.
@@ -78,10 +77,12 @@ async def retry(database: Database, appservice_id: str, *, split: bool = False) 
         if split:
             await orders.ask_split(conn, appservice_id)
         await orders.go_on(conn, appservice_id)
+        outcome = "rest ended, may be split" if split else "rest ended"
+        await admin_audit.write(conn, by, "retry", appservice_id=appservice_id, outcome=outcome)
         return standing
 
 
-async def pause(database: Database, appservice_id: str) -> Standing:
+async def pause(database: Database, appservice_id: str, *, by: Author) -> Standing:
     """Let a lane send nothing more until it is resumed; returns how it stood before.
 
     Raises:
@@ -90,10 +91,12 @@ async def pause(database: Database, appservice_id: str) -> Standing:
     async with database.transaction() as conn:
         standing = await _standing(conn, appservice_id)
         await orders.pause(conn, appservice_id)
+        outcome = "paused" if standing.paused_at is None else "was paused already"
+        await admin_audit.write(conn, by, "pause", appservice_id=appservice_id, outcome=outcome)
         return standing
 
 
-async def resume(database: Database, appservice_id: str) -> Standing:
+async def resume(database: Database, appservice_id: str, *, by: Author) -> Standing:
     """Let a lane that is paused go on, at once; returns how it stood before.
 
     Raises:
@@ -103,13 +106,18 @@ async def resume(database: Database, appservice_id: str) -> Standing:
         standing = await _standing(conn, appservice_id)
         await orders.resume(conn, appservice_id)
         await orders.go_on(conn, appservice_id)
+        outcome = "rest ended" if standing.paused_at is None else "resumed"
+        await admin_audit.write(conn, by, "resume", appservice_id=appservice_id, outcome=outcome)
         return standing
 
 
-async def answered(database: Database, appservice_id: str) -> None:
+async def answered(database: Database, appservice_id: str, *, by: Author) -> None:
     """An appservice took a ping: send it at once what it is owed, if it is owed anything."""
     async with database.transaction() as conn:
         await orders.go_on(conn, appservice_id)
+        await admin_audit.write(
+            conn, by, "ping", appservice_id=appservice_id, outcome="answered, rest ended"
+        )
 
 
 async def transactions(database: Database, appservice_id: str) -> Owed:
@@ -151,6 +159,12 @@ async def find(database: Database, beginnings: Iterable[str]) -> list[Letter]:
     return sorted(set(found), key=lambda one: (one.buried_at, one.dead_letter_id))
 
 
+async def named(database: Database, ids: Sequence[UUID]) -> list[Letter]:
+    """The letters with these ids that there are, in the order in which they were buried."""
+    async with database.transaction() as conn:
+        return await letters.named(conn, ids)
+
+
 async def all_of(database: Database, appservice_id: str) -> list[UUID]:
     """All letters of an appservice, in the order in which they were buried.
 
@@ -164,20 +178,26 @@ async def all_of(database: Database, appservice_id: str) -> list[UUID]:
         return found
 
 
-async def redrive(database: Database, appservice_id: str, ids: Sequence[UUID]) -> set[UUID]:
+async def redrive(
+    database: Database, appservice_id: str, ids: Sequence[UUID], *, by: Author
+) -> set[UUID]:
     """Put letters of one appservice back; returns which. See `redriving.redrive`.
 
     Dying between two batches leaves the rest as it was.
     """
-    return await _in_batches(database, redriving.redrive, appservice_id, ids)
+    change = _Change(action="redrive", outcome="redriven", run=redriving.redrive)
+    return await _in_batches(database, change, appservice_id, ids, by)
 
 
-async def discard(database: Database, appservice_id: str, ids: Sequence[UUID]) -> set[UUID]:
+async def discard(
+    database: Database, appservice_id: str, ids: Sequence[UUID], *, by: Author
+) -> set[UUID]:
     """Delete letters of one appservice for good; returns which were there.
 
     Dying between two batches leaves the rest as it was.
     """
-    return await _in_batches(database, letters.discard, appservice_id, ids)
+    change = _Change(action="discard", outcome="discarded", run=letters.discard)
+    return await _in_batches(database, change, appservice_id, ids, by)
 
 
 def by_appservice(found: Iterable[Letter]) -> dict[str, list[UUID]]:
@@ -195,12 +215,22 @@ def why_not(letter: Letter) -> str:
 
 
 async def _in_batches(
-    database: Database, change: _Change, appservice_id: str, ids: Sequence[UUID]
+    database: Database, change: _Change, appservice_id: str, ids: Sequence[UUID], by: Author
 ) -> set[UUID]:
     done: set[UUID] = set()
     for start in range(0, len(ids), BATCH):
         async with database.transaction() as conn:
-            done |= await change(conn, appservice_id, ids[start : start + BATCH])
+            changed = await change.run(conn, appservice_id, ids[start : start + BATCH])
+            if changed:
+                await admin_audit.write(
+                    conn,
+                    by,
+                    change.action,
+                    appservice_id=appservice_id,
+                    subjects=sorted(map(str, changed)),
+                    outcome=f"{len(changed)} {change.outcome}",
+                )
+        done |= changed
     return done
 
 

@@ -8,7 +8,6 @@ from aiohttp import web
 
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.delivery.history import History
-from appservice_bridge.delivery.operating import UnknownAppserviceError
 from appservice_bridge.domain.reloading import (
     Reloaded,
     ReloadOutcome,
@@ -24,6 +23,7 @@ from appservice_bridge.http.admin_looking import Looking
 from appservice_bridge.http.admin_overview import Overview
 from appservice_bridge.http.answers import error, matrix_errors
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
+from appservice_bridge.storage.orders import UnknownAppserviceError
 
 ROOT: Final = "/_appservice_bridge/v1"
 LARGEST_BODY_BYTES: Final = 65_536  # a thousand ids of dead letters

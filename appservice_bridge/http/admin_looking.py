@@ -9,13 +9,13 @@ import orjson
 from aiohttp import web
 
 from appservice_bridge.delivery.history import SLOTS, History
-from appservice_bridge.delivery.operating import UnknownAppserviceError
 from appservice_bridge.domain.device_updates import DeviceKeys
 from appservice_bridge.http import admin_asked as asked
 from appservice_bridge.http.admin_auth import Role, needs, whoever_asks
 from appservice_bridge.http.admin_overview import VERSION, Overview, ms
 from appservice_bridge.storage import device_updates, orders, overview, owed, shipments
 from appservice_bridge.storage.database import Connection, Database
+from appservice_bridge.storage.orders import UnknownAppserviceError
 from appservice_bridge.storage.owed import OwedTransaction
 from appservice_bridge.storage.shipments import Shipment
 

@@ -45,6 +45,29 @@ select d.appservice_id, d.dead_letter_id, d.buried_at, d.kind, d.reason, d.statu
   from dead_letter d where d.dead_letter_id between $1 and $2 limit 2
 """
 
+NAMED: Final = """
+-- letters.named
+select d.appservice_id, d.dead_letter_id, d.buried_at, d.kind, d.reason, d.status,
+       d.errcode, d.txn_id, d.user_id, d.device_id,
+       coalesce(octet_length(d.payload), 0) as bytes,
+       d.redrivable or d.user_id is not null and d.payload is null
+           and d.kind in ('device_list', 'device_keys') as redrivable
+  from dead_letter d where d.dead_letter_id = any($1::uuid[])
+ order by d.buried_at, d.dead_letter_id
+"""
+
+PAGE: Final = """
+-- letters.page: of one appservice, the newest first, older than the one at $2 with id $3
+select d.appservice_id, d.dead_letter_id, d.buried_at, d.kind, d.reason, d.status,
+       d.errcode, d.txn_id, d.user_id, d.device_id,
+       coalesce(octet_length(d.payload), 0) as bytes,
+       d.redrivable or d.user_id is not null and d.payload is null
+           and d.kind in ('device_list', 'device_keys') as redrivable
+  from dead_letter d
+ where d.appservice_id = $1 and (d.buried_at, d.dead_letter_id) < ($2, $3)
+ order by d.buried_at desc, d.dead_letter_id desc limit $4
+"""
+
 IDS: Final = """
 -- letters.ids: of one appservice, in the order in which they were buried
 select dead_letter_id from dead_letter where appservice_id = $1
@@ -138,6 +161,18 @@ async def find(conn: Connection, beginning: str) -> Letter:
     if len(rows) > 1:
         raise AmbiguousDeadLetterError(beginning)
     return Letter(**rows[0])
+
+
+async def named(conn: Connection, some: Sequence[UUID]) -> list[Letter]:
+    """The letters with these ids that there are, in the order in which they were buried."""
+    return [Letter(**row) for row in await conn.fetch(NAMED, some)]
+
+
+async def page(
+    conn: Connection, appservice_id: str, *, after: tuple[datetime, UUID], most: int
+) -> list[Letter]:
+    """The newest letters of an appservice that are older than a moment and an id."""
+    return [Letter(**row) for row in await conn.fetch(PAGE, appservice_id, *after, most)]
 
 
 async def ids(conn: Connection, appservice_id: str) -> list[UUID]:

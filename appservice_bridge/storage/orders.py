@@ -1,9 +1,12 @@
 """What operators say of a lane: it goes on at once, splits what it holds, pauses, resumes."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from appservice_bridge.config.faults import nearest
+from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.storage import lanes, notifications
 from appservice_bridge.storage.database import Connection
 
@@ -35,6 +38,19 @@ RESUME: Final = """
 -- orders.resume
 update lane set paused_at = null where appservice_id = $1
 """
+
+
+class UnknownAppserviceError(BridgeError):
+    """No appservice has this id; the error names the one that was meant, or those there are."""
+
+    def __init__(self, appservice_id: str, known: Iterable[str]) -> None:
+        known = sorted(known)
+        near = nearest(appservice_id, known)
+        hint = f"did you mean {near}?" if near else f"there are: {', '.join(known)}"
+        if not known:
+            hint = "there is none: start `appservice-bridge run` once with its registration"
+        super().__init__(f"no appservice {appservice_id}; {hint}")
+        self.appservice_id = appservice_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

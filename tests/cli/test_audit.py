@@ -23,7 +23,7 @@ from appservice_bridge.storage.database import Database, connect
 from tests.support.appservice import appservice
 from tests.support.bridge import Files, registration, worker_process, write_files
 from tests.support.command import command
-from tests.support.dead_letters import set_aside
+from tests.support.dead_letters import BY, set_aside
 from tests.support.delivered import add_device
 from tests.support.facts import Connection, capture, make_synapse_tables, relay, send
 from tests.support.intake import nobody, registered
@@ -272,7 +272,7 @@ async def test_a_lost_event_whose_letter_an_operator_discarded_is_missed_no_more
         for n, id_ in enumerate(("$1", "$2"))
     ]
     assert (await audited(files)).agrees
-    await operating.discard(db, "bot", letters[:1])
+    await operating.discard(db, "bot", letters[:1], by=BY)
     assert (await audited(files)).agrees
 
 

@@ -22,6 +22,7 @@ OF_BOT = "select position::int from appservice_bridge.outbox where appservice_id
 TABLES = """
 select table_name from information_schema.columns
  where table_schema = 'appservice_bridge' and column_name = 'appservice_id'
+   and table_name <> 'admin_audit'  -- what operators did to it stays
 """
 
 

@@ -11,13 +11,13 @@ from appservice_bridge.routing.intake import Intake
 from appservice_bridge.storage import letters, outbox, registrations
 from appservice_bridge.storage.database import Database
 from appservice_bridge.storage.outbox import OutboxMissingError
-from tests.support.dead_letters import BOT, buried, item, ledger, set_aside
+from tests.support.dead_letters import BOT, BY, buried, item, ledger, set_aside
 from tests.support.facts import Connection, capture
 from tests.support.facts import outbox as waiting
 
 
 async def redriven(db: Database, *ids: str, appservice_id: str = "bot") -> int:
-    return len(await operating.redrive(db, appservice_id, [UUID(one) for one in ids]))
+    return len(await operating.redrive(db, appservice_id, [UUID(one) for one in ids], by=BY))
 
 
 async def deleted(pg: Connection, user: str = BOT, device: str = "DEV") -> None:
@@ -51,7 +51,7 @@ async def test_more_letters_than_one_batch_keep_their_order(
     monkeypatch.setattr(operating, "BATCH", 3)
     for n in range(1, 9):
         await set_aside(pg, n)
-    await operating.redrive(db, "bot", await operating.all_of(db, "bot"))
+    await operating.redrive(db, "bot", await operating.all_of(db, "bot"), by=BY)
     assert await waiting(pg) == list(range(1, 9))
 
 
@@ -221,8 +221,8 @@ async def test_discarded_letters_are_gone_and_counted(
     pg: Connection, db: Database, intake: Intake
 ) -> None:
     some = [UUID(await set_aside(pg, n)) for n in (1, 2, 3)]
-    assert await operating.discard(db, "bot", some[:2]) == set(some[:2])
-    assert await operating.discard(db, "bot", some[:2]) == set()
+    assert await operating.discard(db, "bot", some[:2], by=BY) == set(some[:2])
+    assert await operating.discard(db, "bot", some[:2], by=BY) == set()
     assert await ledger(pg) == {"discarded": 2}
     assert await operating.all_of(db, "bot") == some[2:]
 

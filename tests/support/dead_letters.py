@@ -1,11 +1,13 @@
 """Dead letters as lanes and intake leave them."""
 
 import json
-from typing import Any
+from typing import Any, Final
 
+from appservice_bridge.domain.author import Author
 from tests.support.facts import Connection
 
 BOT = "@b_1:example.org"
+BY: Final = Author(name="cli:test", role="cli")
 
 
 def item(n: int, user: str = BOT) -> bytes:
