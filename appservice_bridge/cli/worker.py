@@ -79,6 +79,7 @@ class Worker:
         self._reloads = reloads or Reloads()
         self._owners = owners
         self._database = database
+        self._session = session
         budget = of.config.budget.limits()
         registrations = {each.id: each for each in of.registrations}
         self._tokens = Tokens(registrations)
@@ -170,6 +171,8 @@ class Worker:
             auth=AdminAuth(operators(self.of)),
             reloads=self._reloads,
             history=self.history,
+            owners=self._owners,
+            session=self._session,
         )
         try:
             async with asyncio.TaskGroup() as group:

@@ -4,10 +4,16 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, assert_never
 
+import aiohttp
+import structlog
 from aiohttp import web
 
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.delivery.history import History
+from appservice_bridge.delivery.operating import NothingInFlightError, PausedError
+from appservice_bridge.delivery.replaying import NothingKeptError
+from appservice_bridge.domain.author import Author
+from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.reloading import (
     Reloaded,
     ReloadOutcome,
@@ -20,10 +26,23 @@ from appservice_bridge.http.admin_asked import NotUnderstoodError
 from appservice_bridge.http.admin_auth import AdminAuth, Role, needs
 from appservice_bridge.http.admin_events import Events
 from appservice_bridge.http.admin_looking import Looking
+from appservice_bridge.http.admin_orders import Orders, author
 from appservice_bridge.http.admin_overview import Overview
 from appservice_bridge.http.answers import error, matrix_errors
-from appservice_bridge.storage.database import Database, DatabaseUnavailableError
+from appservice_bridge.routing.backfilling import NoInboxError, NotAnnouncedError
+from appservice_bridge.routing.resyncing import NoEncryptionError, NothingToReadError
+from appservice_bridge.routing.seeding import OtherRegistrationsError
+from appservice_bridge.storage import admin_audit
+from appservice_bridge.storage.budget import OverBudgetError
+from appservice_bridge.storage.database import (
+    Database,
+    DatabaseUnavailableError,
+    SourceUnreadableError,
+)
 from appservice_bridge.storage.orders import UnknownAppserviceError
+from appservice_bridge.storage.synapse import NotSynapseError
+
+log = structlog.get_logger(__name__)
 
 ROOT: Final = "/_appservice_bridge/v1"
 LARGEST_BODY_BYTES: Final = 65_536  # a thousand ids of dead letters
@@ -51,6 +70,8 @@ class Admin:
         auth: AdminAuth,
         reloads: Reloads,
         history: History,
+        owners: Owners,
+        session: aiohttp.ClientSession,
     ) -> None:
         self._database = database
         self._leases_hold = leases_hold
@@ -59,6 +80,7 @@ class Admin:
         shown = Overview(database, of, history)
         self._looking = Looking(database, shown, history)
         self._events = Events(shown.body)
+        self._orders = Orders(database, of, owners, session)
 
     async def run(self, stop: asyncio.Event) -> None:
         """What goes on beside the requests, until `stop` is set."""
@@ -78,6 +100,7 @@ class Admin:
         app.router.add_get(ROOT + "/reload", self._last_reload)
         app.router.add_get(ROOT + "/events", self._events.stream, allow_head=False)
         self._looking.add_to(app, ROOT)
+        self._orders.add_to(app, ROOT)
         return app
 
     @needs(Role.NOBODY)
@@ -102,15 +125,41 @@ class Admin:
         return web.json_response(ready)
 
     @needs(Role.OPERATOR)
-    async def _reload(self, _request: web.Request) -> web.Response:
+    async def _reload(self, request: web.Request) -> web.Response:
         """Read the configuration again; answered when it is in force, or refused."""
+        by = author(request)
         outcome = await self._reloads.outcome()
+        if isinstance(outcome, Reloaded):
+            await self._put_down_reload(by)
         return web.json_response(_told(outcome), status=_status(outcome))
+
+    async def _put_down_reload(self, by: Author) -> None:
+        """It is in force, whether it can be put down or not; then the log holds it."""
+        try:
+            async with self._database.transaction() as conn:
+                await admin_audit.write(conn, by, "reload", outcome="reloaded")
+        except DatabaseUnavailableError as unavailable:
+            log.error("audit.not_written", name=by.name, reason=unavailable.reason)
 
     @needs(Role.VIEWER)
     async def _last_reload(self, _request: web.Request) -> web.Response:
         last = self._reloads.last
         return web.json_response({"outcome": None} if last is None else _told(last))
+
+
+_NOT_AS_IT_IS: Final = (
+    PausedError,
+    NothingInFlightError,
+    NothingKeptError,
+    NoEncryptionError,
+    NothingToReadError,
+    NoInboxError,
+    NotAnnouncedError,
+    NotSynapseError,
+    OtherRegistrationsError,
+    OverBudgetError,
+)
+"""What is understood and cannot be done as things are; the text says what to do first."""
 
 
 async def _secure(_request: web.Request, response: web.StreamResponse) -> None:
@@ -129,6 +178,10 @@ async def _refusals(
         return error(refusal.status, refusal.errcode, refusal.reason)
     except UnknownAppserviceError as unknown:
         return error(404, "M_NOT_FOUND", str(unknown))
+    except _NOT_AS_IT_IS as refusal:
+        return error(409, "M_UNKNOWN", str(refusal))
+    except SourceUnreadableError as unreadable:
+        return error(503, "M_UNKNOWN", str(unreadable))
 
 
 def _told(outcome: ReloadOutcome) -> dict[str, Any]:

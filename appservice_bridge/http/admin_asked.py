@@ -1,12 +1,17 @@
 """What a request at the admin port asks for, read strictly: what is not understood is refused."""
 
 import json
+import re
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+from uuid import UUID
 
 from aiohttp import web
 
 MOST_LISTED: Final = 500
 _LISTED: Final = 100
+_FIRST: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_POSITION: Final = re.compile(r"([0-9]{1,17})-([0-9a-f]{32})")
 
 
 class NotUnderstoodError(Exception):
@@ -32,7 +37,7 @@ def appservice_id(request: web.Request) -> str:
         NotUnderstoodError: as it says.
     """
     given = request.match_info["appservice_id"]
-    if "\0" in given or not _is_text(given):
+    if not is_text(given):
         raise NotUnderstoodError("M_NOT_FOUND", "no appservice has such an id", status=404)
     return given
 
@@ -62,6 +67,26 @@ def number(request: web.Request, name: str, *, least: int, most: int, default: i
     return int(given)
 
 
+def position(request: web.Request, name: str) -> tuple[datetime, UUID]:
+    """Where a page of dead letters begins, as `as_position` said; without it, before the newest.
+
+    Raises:
+        NotUnderstoodError: nobody said that.
+    """
+    given = request.query.get(name)
+    if given is None:
+        return datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1)
+    match = _POSITION.fullmatch(given)
+    if match is None:
+        raise NotUnderstoodError("M_INVALID_PARAM", f"{name} must come from the page before")
+    return _FIRST + timedelta(microseconds=int(match[1])), UUID(match[2])
+
+
+def as_position(buried_at: datetime, dead_letter_id: UUID) -> str:
+    """What leads to the page behind a dead letter."""
+    return f"{(buried_at - _FIRST) // timedelta(microseconds=1)}-{dead_letter_id.hex}"
+
+
 def text(request: web.Request, name: str) -> str | None:
     """A text in the query.
 
@@ -69,7 +94,7 @@ def text(request: web.Request, name: str) -> str | None:
         NotUnderstoodError: Postgres could not hold it.
     """
     given = request.query.get(name)
-    if given is not None and ("\0" in given or not _is_text(given)):
+    if given is not None and not is_text(given):
         raise NotUnderstoodError("M_INVALID_PARAM", f"{name} must be plain text")
     return given
 
@@ -96,10 +121,9 @@ async def members(request: web.Request, *known: str) -> dict[str, Any]:
     return found
 
 
-def _is_text(given: str) -> bool:
-    """Whether it has no lone surrogates, which stand for bytes that were no UTF-8."""
+def is_text(given: str) -> bool:
+    """Whether Postgres can hold it: no NUL, and no lone surrogates."""
     try:
-        given.encode()
+        return b"\0" not in given.encode()
     except UnicodeEncodeError:
         return False
-    return True

@@ -13,8 +13,18 @@ from appservice_bridge.domain.device_updates import DeviceKeys
 from appservice_bridge.http import admin_asked as asked
 from appservice_bridge.http.admin_auth import Role, needs, whoever_asks
 from appservice_bridge.http.admin_overview import VERSION, Overview, ms
-from appservice_bridge.storage import device_updates, orders, overview, owed, shipments
+from appservice_bridge.storage import (
+    admin_audit,
+    device_updates,
+    letters,
+    orders,
+    overview,
+    owed,
+    shipments,
+)
+from appservice_bridge.storage.admin_audit import Entry
 from appservice_bridge.storage.database import Connection, Database
+from appservice_bridge.storage.letters import Letter
 from appservice_bridge.storage.orders import UnknownAppserviceError
 from appservice_bridge.storage.owed import OwedTransaction
 from appservice_bridge.storage.shipments import Shipment
@@ -42,7 +52,9 @@ class Looking:
             root + "/appservices": self._appservices,
             one: self._appservice,
             one + "/transactions": self._transactions,
+            one + "/dead-letters": self._dead_letters,
             root + "/history": self._points,
+            root + "/audit": self._audit,
         }.items():
             app.router.add_get(path, handler)
 
@@ -74,6 +86,29 @@ class Looking:
             found, first = await shipments.newest(conn, id_, before=before, most=most)
         more = found[-1].number if len(found) == most else None
         return answer(transactions=[_shipment(one, first) for one in found], before=more)
+
+    @needs(Role.VIEWER)
+    async def _dead_letters(self, request: web.Request) -> web.Response:
+        id_, most = asked.appservice_id(request), asked.limit(request)
+        after = asked.position(request, "after")
+        async with self._database.transaction() as conn:
+            await require_known(conn, id_)
+            found = await letters.page(conn, id_, after=after, most=most)
+        more = asked.as_position(found[-1].buried_at, found[-1].dead_letter_id) if found else None
+        return answer(
+            dead_letters=[_letter(one) for one in found],
+            after=more if len(found) == most else None,
+        )
+
+    @needs(Role.ADMIN)
+    async def _audit(self, request: web.Request) -> web.Response:
+        """Who changed what; it names the operators and where they were."""
+        most, last = asked.limit(request), admin_audit.NEWEST
+        before = asked.number(request, "before", least=0, most=last, default=last)
+        async with self._database.transaction() as conn:
+            found = await admin_audit.page(conn, before=before, most=most)
+        more = found[-1].audit_id if len(found) == most else None
+        return answer(entries=[_entry(one) for one in found], before=more)
 
     @needs(Role.VIEWER)
     async def _points(self, request: web.Request) -> web.Response:
@@ -146,6 +181,36 @@ def _device(keys: DeviceKeys) -> dict[str, Any]:
         "unused_fallback": None if keys.fallback_types is None else list(keys.fallback_types),
         "low": why is not None,
         "why": why,
+    }
+
+
+def _letter(one: Letter) -> dict[str, Any]:
+    return {
+        "id": str(one.dead_letter_id),
+        "kind": one.kind,
+        "reason": one.reason,
+        "status": one.status,
+        "errcode": one.errcode,
+        "txn_id": one.txn_id,
+        "user_id": one.user_id,
+        "device_id": one.device_id,
+        "bytes": one.bytes,
+        "buried_at": ms(one.buried_at),
+        "redrivable": one.redrivable,
+    }
+
+
+def _entry(one: Entry) -> dict[str, Any]:
+    return {
+        "id": one.audit_id,
+        "at": ms(one.at),
+        "name": one.name,
+        "role": one.role,
+        "address": one.address,
+        "action": one.action,
+        "appservice": one.appservice_id,
+        "subjects": list(one.subjects),
+        "outcome": one.outcome,
     }
 
 

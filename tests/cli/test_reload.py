@@ -63,6 +63,8 @@ async def test_case_25_a_lane_that_rests_goes_to_the_new_url_with_the_new_token_
             assert await op.reload() == "reloaded"
             await capture(pg, BOT, 2)
             await new.until(lambda: len(new.to_device) == 2)
+    told = await pg.fetchrow("select name, action from appservice_bridge.admin_audit")
+    assert tuple(told or ()) == ("operator", "reload")
     assert [item["content"]["n"] for item in new.to_device] == [1, 2]
     assert {request.token for request in new.requests} == {"hs_new"}
     assert len(old.requests) == 1

@@ -13,7 +13,7 @@ from appservice_bridge.storage.database import connect
 from tests.support.appservice import Appservice, appservice
 from tests.support.bridge import Files, registration, worker, write_files
 from tests.support.facts import Connection, capture
-from tests.support.reloading import Operator, operator, with_tokens
+from tests.support.reloading import ROOT, Operator, operator, with_tokens
 
 BOT: Final = "@b_1:example.org"
 LONG: Final = {"backoff": {"first_seconds": 300, "ceiling_seconds": 300}}
@@ -148,11 +148,11 @@ async def test_an_id_may_hold_any_character(viewer: Operator) -> None:
     ] == []
 
 
-@pytest.mark.parametrize("path", ["/appservices/bit", "/appservices/%00", "/appservices/%FF"])
-async def test_one_that_is_not_there_is_not_found(viewer: Operator, path: str) -> None:
-    for more in ("", "/transactions"):
-        status, told = await viewer.ask("GET", "/_appservice_bridge/v1" + path + more)
-        assert (status, told["errcode"]) == (404, "M_NOT_FOUND")
+async def test_one_that_is_not_there_is_not_found(viewer: Operator) -> None:
+    for id_ in ("bit", "%00", "%FF", "%ED%A0%80"):
+        for more in ("", "/transactions", "/dead-letters"):
+            status, told = await viewer.ask("GET", f"{ROOT}/appservices/{id_}{more}")
+            assert (status, told["errcode"]) == (404, "M_NOT_FOUND")
 
 
 async def test_transactions_are_told_of_in_flight_and_kept_never_what_is_in_them(
@@ -190,11 +190,13 @@ async def test_transactions_come_in_pages_the_newest_first(
     assert {one["state"] for one in then["transactions"]} == {"acknowledged"}
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=501", "limit=x", "limit=-1", "before=1.5"])
-async def test_a_query_that_is_not_understood_is_refused(viewer: Operator, query: str) -> None:
-    path = f"/_appservice_bridge/v1/appservices/bot/transactions?{query}"
-    status, told = await viewer.ask("GET", path)
-    assert (status, told["errcode"]) == (400, "M_INVALID_PARAM")
+async def test_a_query_that_is_not_understood_is_refused(viewer: Operator) -> None:
+    for query in ("limit=0", "limit=501", "limit=x", "limit=-1", "limit=", "before=1.5"):
+        path = f"{ROOT}/appservices/bot/transactions?{query}"
+        status, told = await viewer.ask("GET", path)
+        assert (status, told["errcode"]) == (400, "M_INVALID_PARAM")
+    for path in ("/appservices/bot/dead-letters?after=1-2", "/history?minutes=61"):
+        assert (await viewer.ask("GET", ROOT + path))[0] == 400
 
 
 async def test_devices_that_run_out_of_keys_come_first(viewer: Operator, pg: Connection) -> None:
