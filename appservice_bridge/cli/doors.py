@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from appservice_bridge.config.model import ListenOn
+from appservice_bridge.config.model import Admin, Config, ListenOn
 from appservice_bridge.http.doors import Certificate, Door
 
 
@@ -13,15 +13,17 @@ class Doors:
         CertificateError: the files that the config names do not go together.
     """
 
-    def __init__(self, listen_on: ListenOn) -> None:
-        self._certificate = (
-            None
-            if listen_on.tls_cert_file is None
-            else Certificate(listen_on.tls_cert_file, listen_on.tls_key_file)
-        )
+    def __init__(self, config: Config) -> None:
+        listen_on = config.listen
+        both = _certificate("listen", listen_on)
+        own = _certificate("admin", config.admin) or both
+        self._certificates = {one for one in (both, own) if one is not None}
         self._doors = [
-            Door(which, at.host, at.port, self._certificate)
-            for which, at in (("relay", listen_on.relay), ("admin", listen_on.admin))
+            Door(which, at.host, at.port, certificate)
+            for which, at, certificate in (
+                ("relay", listen_on.relay, both),
+                ("admin", listen_on.admin, own),
+            )
         ]
         self._behind: dict[web.Application, list[tuple[Door, web.AppRunner]]] = {}
 
@@ -46,5 +48,11 @@ class Doors:
         Raises:
             CertificateError: they get what they got before.
         """
-        if self._certificate is not None:
-            self._certificate.read_again()
+        for certificate in self._certificates:
+            certificate.read_again()
+
+
+def _certificate(section: str, named: ListenOn | Admin) -> Certificate | None:
+    if named.tls_cert_file is None:
+        return None
+    return Certificate(section, named.tls_cert_file, named.tls_key_file)

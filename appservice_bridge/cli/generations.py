@@ -64,7 +64,7 @@ class Generations:
         self._of = of
         self._database = database
         self._session = session
-        self._doors = Doors(of.config.listen)
+        self._doors = Doors(of.config)
         self._running: list[_Running] = []
         self._told: ReloadOutcome | None = None
         self._begun_in_vain = False
@@ -241,6 +241,7 @@ def _reached(of: Loaded) -> dict[str, object]:
 
 def _others(of: Loaded) -> Iterator[Path]:
     """Files beside config and registrations whose change asks for a reload."""
-    for path in (of.config.listen.tls_cert_file, of.config.listen.tls_key_file):
-        if path is not None:
-            yield path
+    for section in (of.config.listen, of.config.admin):
+        for path in (section.tls_cert_file, section.tls_key_file):
+            if path is not None:
+                yield path

@@ -22,3 +22,10 @@ def _changed(before: Loaded, after: Loaded) -> Iterator[str]:
     for key in _FIXED:
         if getattr(before.config, key) != getattr(after.config, key):
             yield key
+    if _certificate(before) != _certificate(after):
+        yield "admin.tls_cert_file, admin.tls_key_file"
+
+
+def _certificate(of: Loaded) -> tuple[Path | None, Path | None]:
+    """Where it is; what it holds may change."""
+    return of.config.admin.tls_cert_file, of.config.admin.tls_key_file

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
@@ -22,6 +22,9 @@ from appservice_bridge.config.registrations import Reading, find, read_registrat
 from appservice_bridge.domain.registration import Registration
 
 _Part = TypeVar("_Part", bound=Section)
+
+
+SHORT_TOKEN: Final = 20  # characters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +169,10 @@ def _oddities(config: Config | None) -> Iterator[tuple[Location, str]]:
         return
     if not config.registrations:
         yield ("registrations",), "no registrations: nothing is delivered to anyone"
+    for token in config.admin.tokens:
+        if len(token.token()) < SHORT_TOKEN:
+            reason = f"the token of {token.name} can be guessed; `openssl rand -hex 32` makes one"
+            yield ("admin", "tokens"), reason
     if config.hosts_many_databases:
         voided = "nothing is lost, transactions are sealed, nothing comes twice"
         reason = f"several hosts: without a synchronous standby a failover voids: {voided}"

@@ -251,9 +251,23 @@ class AdminToken(Section):
 
 
 class Admin(Section):
-    """Who may use the admin port; no tokens: only what needs none."""
+    """Who may use the admin port; no tokens: only what needs none.
+
+    The port has a certificate of its own here, or else that of `listen`. Without either, tokens
+    would cross the network in the clear where others than this machine reach it: that is refused,
+    but where `allow_plain_http` says that a proxy in front speaks TLS.
+    """
 
     tokens: tuple[AdminToken, ...] = ()
+    tls_cert_file: TextFile | None = None
+    tls_key_file: TextFile | None = None
+    allow_plain_http: bool = False
+
+    @model_validator(mode="after")
+    def _certificate_with_key(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file go together; give both or neither")
+        return self
 
     @field_validator("tokens")
     @classmethod
@@ -342,6 +356,21 @@ class Config(Section):
                     {"at": (name, "backoff")},
                 ) from None
         return appservices
+
+    @field_validator("admin")
+    @classmethod
+    def _no_token_in_the_clear(cls, admin: Admin, info: ValidationInfo) -> Admin:
+        """Without tokens the port tells nothing that a probe may not know, and may be open."""
+        listen = info.data.get("listen")
+        if listen is None or listen.admin.is_loopback or not admin.tokens:
+            return admin
+        if admin.allow_plain_http or admin.tls_cert_file or listen.tls_cert_file:
+            return admin
+        raise ValueError(
+            f"tokens would cross the network in the clear at {listen.admin}: give tls_cert_file "
+            "and tls_key_file, listen on loopback, or say allow_plain_http: true where a proxy "
+            "speaks TLS"
+        )
 
     @property
     def hosts_many_databases(self) -> bool:

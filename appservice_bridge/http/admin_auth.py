@@ -12,7 +12,8 @@ import structlog
 from aiohttp import web
 
 from appservice_bridge.domain.errors import BridgeError
-from appservice_bridge.http.answers import error
+from appservice_bridge.http.answers import error, limited
+from appservice_bridge.http.login_failures import LoginFailures
 
 log = structlog.get_logger(__name__)
 
@@ -68,6 +69,7 @@ class AdminAuth:
 
     def __init__(self, operators: Iterable[Operator]) -> None:
         self._operators = tuple(operators)
+        self._failures = LoginFailures()
 
     @web.middleware
     async def middleware(
@@ -83,14 +85,23 @@ class AdminAuth:
             return await handler(request)
         operator = self._shown(request)
         if operator is None:
-            refusal = error(401, "M_UNKNOWN_TOKEN", "an admin token is missing, or none of ours")
-            refusal.headers["WWW-Authenticate"] = "Bearer"
-            return refusal
+            return self._unknown(request)
         if operator.role < needed:
             log.warning("admin.forbidden", operator=operator.name, path=request.path)
             return error(403, "M_FORBIDDEN", f"this needs the role {needed.name.lower()}")
         _OPERATOR.set(operator)
         return await handler(request)
+
+    def _unknown(self, request: web.Request) -> web.Response:
+        """A request without any token is no guess."""
+        wait = self._failures.failed(request.remote) if "Authorization" in request.headers else 0
+        if wait:
+            refusal = limited("too many tokens that are none of ours", wait)
+        else:
+            refusal = error(401, "M_UNKNOWN_TOKEN", "an admin token is missing, or none of ours")
+            log.warning("admin.unknown_token", address=request.remote, path=request.path)
+        refusal.headers["WWW-Authenticate"] = "Bearer"
+        return refusal
 
     def _shown(self, request: web.Request) -> Operator | None:
         """Whose token it is; all are compared, so that the time says nothing."""

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.http.admin_auth import Role, needs
-from appservice_bridge.http.answers import error
+from appservice_bridge.http.answers import limited
 from appservice_bridge.storage.database import DatabaseUnavailableError
 
 log = structlog.get_logger(__name__)
@@ -18,6 +18,7 @@ log = structlog.get_logger(__name__)
 EVERY_SECONDS: Final = 2.0
 HEARTBEAT_SECONDS: Final = 10.0
 MOST_LISTENERS: Final = 64
+AGAIN_SECONDS: Final = 5.0
 LONGEST_SECONDS: Final = 900.0  # then whoever listens shows the token again
 STUCK_SECONDS: Final = 30.0  # for one event to leave
 
@@ -72,9 +73,7 @@ class Events:
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """Events until the client goes, the worker stops, or the token must be shown again."""
         if len(self._listeners) >= MOST_LISTENERS or self._ended:
-            refusal = error(503, "M_LIMIT_EXCEEDED", "too many listen already; try again")
-            refusal.headers["Retry-After"] = "5"
-            return refusal
+            return limited("too many listen already", AGAIN_SECONDS)
         listener = asyncio.Event()
         self._listeners.add(listener)
         self._wanted.set()

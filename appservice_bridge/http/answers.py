@@ -17,6 +17,12 @@ def error(status: int, errcode: str, message: str) -> web.Response:
     return web.json_response({"errcode": errcode, "error": message}, status=status)
 
 
+def limited(message: str, seconds: float) -> web.Response:
+    """A 429 that says when to come again."""
+    told = {"errcode": "M_LIMIT_EXCEEDED", "error": message, "retry_after_ms": seconds * 1000}
+    return web.json_response(told, status=429, headers={"Retry-After": f"{seconds:.0f}"})
+
+
 @web.middleware
 async def matrix_errors(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]

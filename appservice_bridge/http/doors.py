@@ -23,18 +23,21 @@ class AddressTakenError(BridgeError):
 class CertificateError(BridgeError):
     """The certificate or its key cannot be used; what was read before stays."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"listen.tls_cert_file, listen.tls_key_file: {reason}")
+    def __init__(self, section: str, reason: str) -> None:
+        super().__init__(f"{section}.tls_cert_file, {section}.tls_key_file: {reason}")
 
 
 class Certificate:
-    """What the ports show to those who connect; it can be read again while they are open.
+    """What ports show to those who connect; it can be read again while they are open.
+
+    `section` is that of the config which names the files.
 
     Raises:
         CertificateError: certificate and key do not load.
     """
 
-    def __init__(self, cert_file: Path, key_file: Path | None) -> None:
+    def __init__(self, section: str, cert_file: Path, key_file: Path | None) -> None:
+        self._section = section
         self._files = (cert_file, key_file)
         self.context = self._loaded()
 
@@ -54,7 +57,7 @@ class Certificate:
         try:
             context.load_cert_chain(*self._files)
         except (OSError, ssl.SSLError) as error:
-            raise CertificateError(error.strerror or type(error).__name__) from None
+            raise CertificateError(self._section, error.strerror or type(error).__name__) from None
         return context
 
 

@@ -1,6 +1,7 @@
 """Every key of the config: its default, its bounds, and what is said when it is wrong."""
 
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -50,6 +51,7 @@ def test_every_key_is_taken(directory: Directory) -> None:
         budget: {total_bytes: 3000000, appservice_bytes: 2000000}
         admin:
           tokens: [{name: ops, role: operator, token_file: token}]
+          allow_plain_http: true
     """)
     config = directory.load().config
     assert config.data_dir == directory.path / "state"
@@ -321,6 +323,30 @@ def test_a_certificate_and_its_key_make_the_relay_speak_tls(directory: Directory
     listen = directory.load().config.listen
     assert listen.relay_url == "https://127.0.0.1:9009"
     assert listen.tls_key_file == directory.path / "key.pem"
+
+
+PLAIN: Final = (
+    "listen: {admin: '10.0.0.1:9010'}\nadmin: {tokens: [{name: a, role: admin, token_file: t}]"
+)
+
+
+def test_tokens_do_not_cross_a_network_in_the_clear_unless_that_is_said(
+    directory: Directory,
+) -> None:
+    directory.write("t", "SECRET-long-enough-to-be-one\n")
+    directory.write("c.pem", "x")
+    directory.add(PLAIN + "}")
+    (fault,) = directory.faults()
+    assert "in the clear at 10.0.0.1:9010" in fault
+    for more in ("allow_plain_http: true", "tls_cert_file: c.pem, tls_key_file: c.pem"):
+        directory.add(f"{PLAIN}, {more}}}")
+        assert directory.load().config.admin.tokens
+    directory.add("listen: {admin: '10.0.0.1:9010'}")
+    assert directory.load().config.admin.tokens == ()
+    directory.add("listen: {admin: 'localhost:9010'}\n" + PLAIN.partition("\n")[2] + "}")
+    assert directory.load().warnings == ()
+    directory.write("t", "short\n")
+    assert "can be guessed" in directory.load().warnings[0].reason
 
 
 def test_relative_paths_start_at_the_config_file(

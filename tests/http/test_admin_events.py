@@ -113,7 +113,7 @@ async def test_too_many_are_refused_and_one_who_leaves_makes_room(
         async with client.get("/") as first:
             await next_event(first)
             async with client.get("/") as second:
-                assert second.status == 503
+                assert second.status == 429
                 assert (await second.json())["errcode"] == "M_LIMIT_EXCEEDED"
         async with asyncio.timeout(30):
             while (await client.get("/")).status != 200:

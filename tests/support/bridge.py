@@ -93,7 +93,7 @@ def write_files(
 
 
 @asynccontextmanager
-async def worker(files: Files) -> AsyncIterator[Worker]:
+async def worker(files: Files, *, over_tls: bool = False) -> AsyncIterator[Worker]:
     """A worker in this process, until the context ends; an error of it ends the test."""
     of = files.load()
     stop = asyncio.Event()
@@ -104,8 +104,8 @@ async def worker(files: Files) -> AsyncIterator[Worker]:
     ):
         one = Worker(of, owners(of), database, session)
         await one.begin()
-        group.create_task(one.run(Doors(of.config.listen), stop))
-        await ready(files)
+        group.create_task(one.run(Doors(of.config), stop))
+        await (one.serving.wait() if over_tls else ready(files))
         try:
             yield one
         finally:
