@@ -22,6 +22,7 @@ from appservice_bridge.domain.reloading import (
     ReloadWaits,
     Unchanged,
 )
+from appservice_bridge.http.admin_api import describe
 from appservice_bridge.http.admin_asked import NotUnderstoodError
 from appservice_bridge.http.admin_auth import AdminAuth, Role, needs
 from appservice_bridge.http.admin_events import Events
@@ -99,6 +100,7 @@ class Admin:
         app.router.add_post(ROOT + "/reload", self._reload)
         app.router.add_get(ROOT + "/reload", self._last_reload)
         app.router.add_get(ROOT + "/events", self._events.stream, allow_head=False)
+        app.router.add_get(ROOT + "/openapi.json", describe)
         self._looking.add_to(app, ROOT)
         self._orders.add_to(app, ROOT)
         return app
