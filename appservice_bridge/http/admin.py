@@ -58,6 +58,20 @@ SECURITY: Final = {
 """What every answer says to browsers; a page may say more for itself. Nothing is for other sites:
 there is no CORS."""
 
+_NOT_AS_IT_IS: Final = (
+    PausedError,
+    NothingInFlightError,
+    NothingKeptError,
+    NoEncryptionError,
+    NothingToReadError,
+    NoInboxError,
+    NotAnnouncedError,
+    NotSynapseError,
+    OtherRegistrationsError,
+    OverBudgetError,
+)
+"""What is understood and cannot be done as things are; the text says what to do first."""
+
 
 class Admin:
     """Health (the process answers), readiness (it can store and deliver), reloads, and the rest."""
@@ -147,21 +161,6 @@ class Admin:
     async def _last_reload(self, _request: web.Request) -> web.Response:
         last = self._reloads.last
         return web.json_response({"outcome": None} if last is None else _told(last))
-
-
-_NOT_AS_IT_IS: Final = (
-    PausedError,
-    NothingInFlightError,
-    NothingKeptError,
-    NoEncryptionError,
-    NothingToReadError,
-    NoInboxError,
-    NotAnnouncedError,
-    NotSynapseError,
-    OtherRegistrationsError,
-    OverBudgetError,
-)
-"""What is understood and cannot be done as things are; the text says what to do first."""
 
 
 async def _secure(_request: web.Request, response: web.StreamResponse) -> None:

@@ -24,6 +24,27 @@ VERSION: Final = 1
 
 _NOT_WANTED: Final = "the configuration gives it no transport: nothing is kept or sent for it"
 _NO_LANE: Final = "no worker has announced it yet"
+_ZERO: Final = (
+    "backlog",
+    "device_updates",
+    "bytes_waiting",
+    "bytes_kept",
+    "failed_attempts",
+    "dead_letters",
+    "delivered",
+)
+_NOTHING: Final = (
+    "oldest_waiting_seconds",
+    "oldest_to_device_seconds",
+    "last_outcome",
+    "last_status",
+    "last_attempt_ts",
+    "last_ack_ts",
+    "due_in_seconds",
+    "paused_since",
+    "worker",
+    "per_second",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,29 +186,6 @@ def _without_lane(appservice_id: str, place: Place) -> dict[str, Any]:
         "transport": place.transport,
         "url_host": place.host,
     }
-
-
-_ZERO: Final = (
-    "backlog",
-    "device_updates",
-    "bytes_waiting",
-    "bytes_kept",
-    "failed_attempts",
-    "dead_letters",
-    "delivered",
-)
-_NOTHING: Final = (
-    "oldest_waiting_seconds",
-    "oldest_to_device_seconds",
-    "last_outcome",
-    "last_status",
-    "last_attempt_ts",
-    "last_ack_ts",
-    "due_in_seconds",
-    "paused_since",
-    "worker",
-    "per_second",
-)
 
 
 def _capture(wanted: str, state: CaptureState) -> dict[str, Any]:
