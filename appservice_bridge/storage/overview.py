@@ -41,7 +41,8 @@ select l.appservice_id,
        (select w.name from worker w
          where w.worker_id = l.worker_id and w.alive_until
                between clock_timestamp() and clock_timestamp() + interval '1 minute') as worker,
-       (select count(*) from dead_letter d where d.appservice_id = l.appservice_id)
+       (select count(*) from (select from dead_letter d
+                               where d.appservice_id = l.appservice_id limit 10000) c)
            as dead_letters,
        (select w.alive_until from worker w
          where w.worker_id = l.worker_id and w.alive_until < clock_timestamp()) as left_alone_at,
@@ -129,6 +130,7 @@ class LaneView:
         registered: its registration is in force.
         live: and everything of its users is captured.
         worker: who serves it; None if no worker does.
+        dead_letters: counted up to 10,000.
         left_alone_at: when the lease of who served it last ended, as far as that is known.
         transport: as the config at hand says; None if it does not know the appservice.
     """

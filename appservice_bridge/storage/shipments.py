@@ -14,14 +14,16 @@ select t.*,
                  where o.appservice_id = $1 and o.position between t.first_position
                                                                and t.last_position
                  group by o.kind) k) as kinds
-  from (select s.number, s.txn_id, s.items, s.first_position, s.last_position, s.device_lists,
-               s.device_keys, s.body_bytes as bytes, s.sealed_at, null::timestamptz as acked_at,
-               s.refusals, s.doubtful, s.part_of
-          from sealed s where s.appservice_id = $1 and s.number < $2
+  from ((select s.number, s.txn_id, s.items, s.first_position, s.last_position, s.device_lists,
+                s.device_keys, s.body_bytes as bytes, s.sealed_at, null::timestamptz as acked_at,
+                s.refusals, s.doubtful, s.part_of
+           from sealed s where s.appservice_id = $1 and s.number < $2
+          order by s.number desc limit $3)
         union all
-        select k.number, k.txn_id, k.items, k.first_position, k.last_position, null, null,
-               k.payload_bytes, null, k.acked_at, null, null, null
-          from kept k where k.appservice_id = $1 and k.number < $2
+        (select k.number, k.txn_id, k.items, k.first_position, k.last_position, null, null,
+                k.payload_bytes, null, k.acked_at, null, null, null
+           from kept k where k.appservice_id = $1 and k.number < $2
+          order by k.number desc limit $3)
          order by number desc limit $3) t
  order by t.number desc
 """

@@ -9,7 +9,18 @@ import psycopg2
 import pytest
 
 from appservice_bridge.dev.postgres import EmbeddedPostgres
-from appservice_bridge.storage import capture_log, leases, outbox, overview, repeats, sealed, turns
+from appservice_bridge.storage import (
+    capture_log,
+    leases,
+    letters,
+    outbox,
+    overview,
+    repeats,
+    samples,
+    sealed,
+    shipments,
+    turns,
+)
 from appservice_bridge.storage.database import Connection, connect
 from tests.support.database import TEMPLATE
 
@@ -32,6 +43,11 @@ select 'bot' || n / 10, n, n, n, n, 1, 2, 1, '{{}}', '{{}}', ''
   from generate_series(10, {ROWS} / 10) n;
 insert into lane (appservice_id, epoch, acked_to)
 select 'bot' || n, 'e', {ROWS} / 4 - 5 from generate_series(0, 3) n;
+insert into kept (appservice_id, number, txn_id, first_position, last_position, items,
+                  payload_bytes)
+select 'bot1', n, n, n, n, 1, 2 from generate_series(1, {FEWER}) n;
+insert into dead_letter (appservice_id, kind, reason)
+select 'bot1', 'event', 'refused' from generate_series(1, {FEWER}) n;
 insert into outbox_head select appservice_id, {ROWS} / 4 from lane;
 """
 # What the trigger asks of each row, with the rows of one statement of the homeserver.
@@ -50,7 +66,7 @@ class Hot:
 
     statement: str
     parameters: str
-    looks_at: Mapping[str, int]
+    looks_at: Mapping[str, float]
 
 
 HOT: Final = {
@@ -108,7 +124,20 @@ HOT: Final = {
         statement=outbox.PURGE, parameters="'bot1', 100, 200, true", looks_at={"outbox": 100}
     ),
     "overview.lanes": Hot(
-        statement=overview.LANES, parameters="null", looks_at={"outbox": 5, "dead_letter": 0}
+        statement=overview.LANES,
+        parameters="null",
+        looks_at={"outbox": 5, "dead_letter": 10_000 / 4},
+    ),
+    "samples.take": Hot(statement=samples.TAKE, parameters="", looks_at={"outbox": 1}),
+    "letters.page": Hot(
+        statement=letters.PAGE,
+        parameters="'bot1', '2100-01-01', gen_random_uuid(), 10",
+        looks_at={"dead_letter": 10},
+    ),
+    "shipments.newest": Hot(
+        statement=shipments.NEWEST,
+        parameters="'bot1', 9223372036854775807, 10",
+        looks_at={"kept": 10, "sealed": 10, "outbox": 10},
     ),
     "leases.lanes_with_work": Hot(
         statement=leases.LANES_WITH_WORK, parameters="gen_random_uuid()", looks_at={}
