@@ -85,11 +85,8 @@ def uninstall(
         finished(_refuse())
 
     async def work(conn: Connection) -> list[str]:
-        kept = not everything and not await migrations.pending(conn)
-        if kept:
-            await admin_audit.write(conn, author(), "uninstall", outcome="begun")
         await synapse.uninstall(conn, discard_backlog=discard_backlog, everything=everything)
-        if kept:
+        if not everything and not await migrations.pending(conn):
             await admin_audit.write(conn, author(), "uninstall", outcome="the capture is gone")
         return await grants.revokes(conn)
 
