@@ -36,19 +36,25 @@ def run(
         bool, typer.Option("--migrate", help="Apply pending migrations first.")
     ] = False,
     log_level: Annotated[
-        str, typer.Option("--log-level", metavar="LEVEL", help="debug, info or warning.")
-    ] = "info",
-    log_json: Annotated[bool, typer.Option("--log-json", help="Log lines as JSON.")] = False,
+        str | None,
+        typer.Option("--log-level", metavar="LEVEL", help="debug, info or warning; by the config."),
+    ] = None,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Log lines as JSON, whatever the config says.")
+    ] = False,
 ) -> None:
     """Run one worker until SIGTERM or Ctrl-C; any number may share a database.
 
     SIGHUP, or a change of the config or a registration file, makes it read them again.
     """
     hangups = Hangups()
-    if log_level not in logs.LEVELS:
+    if log_level is not None and log_level not in logs.LEVELS:
         raise typer.BadParameter("must be debug, info or warning", param_hint="--log-level")
-    logs.configure(level=log_level, as_json=log_json)
     of = loaded(config)
+    logs.configure(
+        level=log_level or of.config.log.level,
+        as_json=log_json or of.config.log.format == "json",
+    )
     show((), of.warnings)
     try:
         with embedded(of) as server:

@@ -7,7 +7,7 @@ from typing import Final
 from appservice_bridge.config.faults import Fault
 from appservice_bridge.config.loading import Loaded
 
-_FIXED: Final = ("database", "database_password_file", "data_dir", "listen")
+_FIXED: Final = ("database", "database_password_file", "data_dir", "listen", "log")
 
 
 def needing_restart(config: Path, before: Loaded, after: Loaded) -> list[Fault]:

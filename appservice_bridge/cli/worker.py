@@ -12,6 +12,7 @@ import aiohttp
 import structlog
 from aiohttp import web
 
+from appservice_bridge.cli.context import transports
 from appservice_bridge.cli.doors import Doors
 from appservice_bridge.cli.synapse_side import cleaned, synapse_side
 from appservice_bridge.config.loading import Loaded
@@ -32,6 +33,7 @@ from appservice_bridge.http.as_sync import AsSync
 from appservice_bridge.http.as_tokens import AsTokens
 from appservice_bridge.http.homeserver_keys import HomeserverKeys
 from appservice_bridge.http.ingest import Ingest
+from appservice_bridge.http.metrics import Measured, Metrics
 from appservice_bridge.http.pass_through import PassThrough
 from appservice_bridge.http.poll import Poll
 from appservice_bridge.http.relay import Relay
@@ -50,6 +52,7 @@ from appservice_bridge.storage.database import (
 from appservice_bridge.storage.identity import current_epoch
 from appservice_bridge.storage.notifications import CAPTURE, OUTBOX, listen, notify
 from appservice_bridge.storage.registrations import wait_for_gate
+from appservice_bridge.telemetry.deliveries import DeliveryMetrics
 
 log = structlog.get_logger(__name__)
 
@@ -83,6 +86,7 @@ class Worker:
         budget = of.config.budget.limits()
         registrations = {each.id: each for each in of.registrations}
         self._tokens = Tokens(registrations)
+        self.deliveries: DeliveryMetrics = before.deliveries if before else DeliveryMetrics()
         self._intake = Intake(database, owners, self._appended, budget)
         leading_to = destinations(of, owners)
         self._lanes = Lanes(
@@ -91,6 +95,7 @@ class Worker:
             name=f"{socket.gethostname()}:{os.getpid()}",
             destinations=leading_to,
             session=session,
+            observer=self.deliveries,
         )
         self._synapse = synapse_side(of, owners, database, session, self._lanes.appended)
         self._watchkeeper = Watchkeeper(database, budget, reads_synapse=self._synapse is not None)
@@ -131,6 +136,20 @@ class Worker:
         AsSync(as_tokens, self._lanes.connected).add_to(relay)
         Poll(as_tokens, self._lanes.polls).add_to(relay)
         return relay
+
+    def _with_metrics(self, admin: web.Application) -> web.Application:
+        """What operators ask, and what Prometheus asks."""
+        measured = Measured(
+            database=self._database,
+            deliveries=self.deliveries,
+            held=self._lanes.held,
+            may_send=self._lanes.leases_hold,
+            transports=transports(self.of),
+            limits=self.of.config.budget.limits(),
+            keys_in_synapse=self._synapse is not None,
+        )
+        Metrics(measured, open_to_all=self.of.config.admin.metrics == "open").add_to(admin)
+        return admin
 
     async def begin(self) -> None:
         """Make the registrations the ones that intake routes by, here and at other workers.
@@ -180,7 +199,7 @@ class Worker:
                 self._start(group, stop)
                 group.create_task(admin.run(stop), name="admin")
                 await set_within(self._lanes.may_send, LONGEST_WAIT_SECONDS)
-                await doors.open_to(self._relay, admin.application())
+                await doors.open_to(self._relay, self._with_metrics(admin.application()))
                 self.serving.set()
                 await stop.wait()
                 going_live.cancel()

@@ -256,12 +256,15 @@ class Admin(Section):
     The port has a certificate of its own here, or else that of `listen`. Without either, tokens
     would cross the network in the clear where others than this machine reach it: that is refused,
     but where `allow_plain_http` says that a proxy in front speaks TLS.
+
+    `metrics: open` answers `/metrics` to whoever asks, and needs the port on loopback.
     """
 
     tokens: tuple[AdminToken, ...] = ()
     tls_cert_file: TextFile | None = None
     tls_key_file: TextFile | None = None
     allow_plain_http: bool = False
+    metrics: Literal["token", "open"] = "token"
 
     @model_validator(mode="after")
     def _certificate_with_key(self) -> Self:
@@ -277,6 +280,13 @@ class Admin(Section):
         if len({token.token() for token in tokens}) < len(tokens):
             raise ValueError("two token files hold the same token")
         return tokens
+
+
+class Log(Section):
+    """What `run` writes to stderr; `--log-level` and `--log-json` go before it."""
+
+    format: Literal["plain", "json"] = "plain"
+    level: Literal["debug", "info", "warning"] = "info"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,6 +326,19 @@ class Config(Section):
     token_grace_seconds: TermSeconds = 3600.0
     budget: Budget = Budget()
     admin: Admin = Admin()
+    log: Log = Log()
+
+    @field_validator("admin")
+    @classmethod
+    def _open_on_loopback_only(cls, admin: Admin, info: ValidationInfo) -> Admin:
+        listen = info.data.get("listen")
+        if admin.metrics == "open" and listen is not None and not listen.admin.is_loopback:
+            raise PydanticCustomError(
+                "open_metrics",
+                "must be token where listen.admin is not on loopback: others may reach it there",
+                {"at": ("metrics",)},
+            )
+        return admin
 
     @field_validator("database")
     @classmethod

@@ -9,7 +9,7 @@ from appservice_bridge.domain.transaction import Frame, Item, Kind, frame_for, w
 from appservice_bridge.storage import outbox
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
 from appservice_bridge.storage.lanes import Place
-from appservice_bridge.storage.sealed import Sealed, count_kinds
+from appservice_bridge.storage.sealed import Sealed, captured, count_kinds
 from appservice_bridge.storage.turns import Following
 
 NO_UPDATES: Final = DeviceUpdates()
@@ -35,6 +35,7 @@ def build(
         device_lists=len(updates.lists),
         device_keys=len(updates.keys),
         cut=cut,
+        captured=captured(items),
         body=frame.splice(items),
     )
     return sealed, frame

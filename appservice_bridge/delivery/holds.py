@@ -8,6 +8,7 @@ from uuid import UUID
 
 from appservice_bridge.delivery.destination import Destination
 from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.domain.observing import UNOBSERVED, DeliveryObserver
 from appservice_bridge.storage import connected
 from appservice_bridge.storage.database import Database
 from appservice_bridge.storage.leases import Lease
@@ -42,16 +43,26 @@ class Holds:
     """The newest hold of each lane that this worker has; tokens say which is newer."""
 
     def __init__(
-        self, database: Database, worker_id: UUID, destinations: Mapping[str, Destination]
+        self,
+        database: Database,
+        worker_id: UUID,
+        destinations: Mapping[str, Destination],
+        observer: DeliveryObserver = UNOBSERVED,
     ) -> None:
         self.database = database
         self.destinations = destinations
+        self.observer = observer
         self.serving: set[asyncio.Task[None]] = set()
         self.stopping = False
         self._worker_id = worker_id
         self._here: dict[str, Hold] = {}
         # One DB transaction at a time for each: however often one asks, others get connections.
         self.gates: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    @property
+    def count(self) -> int:
+        """How many are here."""
+        return len(self._here)
 
     def get(self, appservice_id: str) -> Hold | None:
         """Who holds the lane here."""

@@ -105,4 +105,4 @@ def _as_sealed(item: Item, payloads: Mapping[int, bytes], dead: Mapping[int, Bur
     if item.position in dead:
         return Item(position=item.position, kind=Kind.DROPPED, payload=b"")
     payload = payloads.get(item.position, item.payload)
-    return Item(position=item.position, kind=item.kind, payload=payload)
+    return item._replace(payload=payload)

@@ -15,6 +15,7 @@ from appservice_bridge.delivery.group_commit import GroupCommit
 from appservice_bridge.delivery.lease_clock import LeaseClock
 from appservice_bridge.delivery.refusing import Attempt, Refusing
 from appservice_bridge.delivery.sender import Sender
+from appservice_bridge.domain.observing import UNOBSERVED, DeliveryObserver
 from appservice_bridge.domain.outcome import Acked
 from appservice_bridge.domain.policy import DeliveryPolicy
 from appservice_bridge.domain.transaction import AlteredTransactionError, Kind
@@ -37,6 +38,7 @@ class Shared(NamedTuple):
 
     group: GroupCommit
     bodies: Bodies
+    observer: DeliveryObserver = UNOBSERVED
 
 
 class Lane:
@@ -61,7 +63,7 @@ class Lane:
         shared: Shared,
     ) -> None:
         self._database = database
-        self._group, self._bodies = shared
+        self._group, self._bodies, self._observer = shared
         self._place: Place | None = None  # where the next seal begins, while nothing fails
         self._lease = lease
         self.leaving = False
@@ -194,6 +196,7 @@ class Lane:
                 self._log.warning("lane.lease_expired", txn=owed.txn_id)
                 return None
             self._attempt += 1
+            self._observer.attempted(self._lease.appservice_id, outcome)
             if isinstance(outcome, Acked):
                 seconds = asyncio.get_running_loop().time() - started
                 return await self._ack(owed, outcome, seconds, stop, ahead)
@@ -244,6 +247,9 @@ class Lane:
             owes = await self._ack_alone(owed, outcome, stop)
         else:
             owes = await self._ack_together(owed, outcome, stop, following)
+        self._observer.delivered(
+            self._lease.appservice_id, items=owed.items, captured=owed.captured
+        )
         self._log.info(
             "transaction.acked",
             txn=owed.txn_id,

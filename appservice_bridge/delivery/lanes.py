@@ -19,6 +19,7 @@ from appservice_bridge.delivery.http_sender import HttpSender
 from appservice_bridge.delivery.lane import Lane, Shared
 from appservice_bridge.delivery.lease_clock import LeaseClock
 from appservice_bridge.delivery.polls import Polls
+from appservice_bridge.domain.observing import UNOBSERVED, DeliveryObserver
 from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.storage import leases
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
@@ -49,6 +50,7 @@ class Lanes:
         name: str,
         destinations: Mapping[str, Destination],
         session: aiohttp.ClientSession,
+        observer: DeliveryObserver = UNOBSERVED,
     ) -> None:
         self._database = database
         self._worker_id = worker_id
@@ -62,8 +64,8 @@ class Lanes:
         self._serving: set[asyncio.Task[None]] = set()
         self._balance = Balance(worker_id)
         self._ended: list[Lease] = []  # served no more, and not handed back yet
-        self._holds = Holds(database, worker_id, destinations)
-        self._shared = Shared(group=GroupCommit(database), bodies=Bodies())
+        self._holds = Holds(database, worker_id, destinations, observer)
+        self._shared = Shared(GroupCommit(database), Bodies(), observer)
         self.connected = ConnectedLanes(self._holds, self._clock, self._shared)
         self.polls = Polls(self._holds)
         self.changed = asyncio.Event()
@@ -72,6 +74,10 @@ class Lanes:
     def leases_hold(self) -> bool:
         """Whether this worker may send now."""
         return self._clock.holds
+
+    def held(self) -> int:
+        """How many lanes this worker serves now."""
+        return len(self._lanes) + self._holds.count
 
     def appended(self, appservice_ids: Iterable[str]) -> bool:
         """Let lanes look whose outbox grew; False if one of them is served elsewhere."""

@@ -10,6 +10,7 @@ from appservice_bridge.delivery import sealing
 from appservice_bridge.delivery.holds import Holds, NotServedError
 from appservice_bridge.delivery.refusing import begin
 from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.domain.outcome import Acked
 from appservice_bridge.domain.policy import DeliveryPolicy
 from appservice_bridge.domain.transaction import AlteredTransactionError
 from appservice_bridge.domain.waiting import set_within
@@ -133,6 +134,9 @@ class Polls:
                 return _was_acked(txn_id, state, owed)
             policy = self._holds.destinations[appservice_id].policy
             await sealing.ack_and_seal_next(conn, lease, policy, owed, status=200, seal=False)
+        observer = self._holds.observer
+        observer.attempted(appservice_id, Acked(status=200))
+        observer.delivered(appservice_id, items=owed.items, captured=owed.captured)
         log.info("transaction.acked", appservice=appservice_id, txn=txn_id)
         return True
 

@@ -65,12 +65,14 @@ class Item(NamedTuple):
         position: place in the appservice's outbox, 1-based and dense.
         payload: a JSON object, the bytes that are sent.
         waited: of what is not sealed yet, typing and presence only.
+        captured: when it was, by this process's `time.monotonic()`; known of some only.
     """
 
     position: int
     kind: Kind
     payload: bytes
     waited: Waited | None = None
+    captured: float | None = None
 
     def __repr__(self) -> str:
         return f"Item({self.position}, {self.kind}, {len(self.payload)} bytes)"

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import Final, Self, TypeAlias
 from urllib.parse import urlsplit
 
@@ -237,6 +238,15 @@ async def _pool(
         raise _not_connected(dsn, error) from None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connections:
+    """Those of a pool, and how many there may be."""
+
+    in_use: int
+    idle: int
+    limit: int
+
+
 class Database:
     """A pool of connections to the bridge's database."""
 
@@ -263,6 +273,13 @@ class Database:
             yield cls(pool, dsn)
         finally:
             pool.terminate()
+
+    def connections(self) -> Connections:
+        """How many there are now."""
+        idle = self._pool.get_idle_size()
+        return Connections(
+            in_use=self._pool.get_size() - idle, idle=idle, limit=self._pool.get_max_size()
+        )
 
     def abandon(self) -> None:
         """Cut every connection: whatever waits for the database fails at once, from now on."""

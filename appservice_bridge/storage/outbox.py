@@ -1,5 +1,6 @@
 """What is routed and not yet acknowledged, in order; purged by range behind the ack."""
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -40,9 +41,10 @@ select appservice_id from outbox_head where appservice_id = any($1::text[])
 """
 
 NEXT_ITEMS: Final = """
--- outbox.next_items: what is not sealed yet, up to $3 items and about $4 bytes
+-- outbox.next_items: what is not sealed yet, up to $3 items and about $4 bytes; how long it waited
+-- is told of those that may expire, and of so many that the age of all is known
 select position, kind, payload, fleeting,
-       case when fleeting is not null
+       case when fleeting is not null or position = $2 + 1 or position % 64 = 0
             then extract(epoch from clock_timestamp() - captured_at)::float8 end as waited_seconds
   from (select o.*, sum(octet_length(payload)) over (order by position rows unbounded preceding)
                     - octet_length(payload) as bytes_before
@@ -54,7 +56,9 @@ select position, kind, payload, fleeting,
 
 SEALED_ITEMS: Final = """
 -- outbox.sealed_items
-select position, kind, payload from outbox
+select position, kind, payload,
+       extract(epoch from clock_timestamp() - captured_at)::float8 as waited_seconds
+  from outbox
  where appservice_id = $1 and position between $2 and $3 and kind <> 'dropped' order by position
 """
 
@@ -206,8 +210,15 @@ async def next_items(
 ) -> list[Item]:
     """What waits above a position, in order: so many items at most, one more than so many bytes."""
     rows = await conn.fetch(NEXT_ITEMS, appservice_id, after, max_items, max_bytes)
+    now = time.monotonic()
     return [
-        Item(position, KINDS[kind], payload, fleeting and Waited(fleeting, seconds))
+        Item(
+            position,
+            KINDS[kind],
+            payload,
+            fleeting and Waited(fleeting, seconds),
+            None if seconds is None else now - seconds,
+        )
         for position, kind, payload, fleeting, seconds in rows
     ]
 
@@ -229,7 +240,11 @@ async def sealed_items(
 ) -> list[Item]:
     """The items of a sealed transaction, by its first and last position."""
     rows = await conn.fetch(SEALED_ITEMS, appservice_id, first, last)
-    return [Item(position, KINDS[kind], payload) for position, kind, payload in rows]
+    now = time.monotonic()
+    return [
+        Item(position, KINDS[kind], payload, None, now - seconds)
+        for position, kind, payload, seconds in rows
+    ]
 
 
 async def purgeable(conn: Connection) -> list[Purgeable]:

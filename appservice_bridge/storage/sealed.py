@@ -80,6 +80,7 @@ class Sealed:
         refusals: that count against it; the first of them came at `refused_since`.
         part_of: the number of the transaction that it was split off.
         cut: when it was sealed here, more waited than fit into it.
+        captured: when its first and last item were, by this process's `time.monotonic()`; about.
     """
 
     number: int
@@ -95,6 +96,7 @@ class Sealed:
     refused_since: datetime | None = None
     part_of: int | None = None
     cut: bool = False
+    captured: tuple[float, float] | None = field(default=None, compare=False)
     body: bytes = field(repr=False)
 
     @property
@@ -138,6 +140,7 @@ async def in_flight(conn: Connection, lease: Lease) -> Sealed:
         refusals=row["refusals"],
         refused_since=row["refused_since"],
         part_of=row["part_of"],
+        captured=captured(items),
         body=body,
     )
 
@@ -221,3 +224,12 @@ def count_kinds(items: Sequence[Item]) -> dict[Kind, int]:
     counts = Counter(item.kind for item in items)
     del counts[Kind.DROPPED]
     return counts
+
+
+def captured(items: Sequence[Item]) -> tuple[float, float] | None:
+    """When the first and the last were captured of whom that is known; None: of nobody."""
+    of = (item.captured for item in items if item.captured is not None)
+    first = next(of, None)
+    if first is None:
+        return None
+    return first, next(item.captured for item in reversed(items) if item.captured is not None)

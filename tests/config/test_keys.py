@@ -27,6 +27,8 @@ def test_what_is_not_said_has_its_default(directory: Directory) -> None:
     assert config.delivery.policy() == DeliveryPolicy()
     assert config.budget.limits() == Budget()
     assert config.admin.tokens == ()
+    assert config.admin.metrics == "token"
+    assert (config.log.format, config.log.level) == ("plain", "info")
 
 
 def test_every_key_is_taken(directory: Directory) -> None:
@@ -52,8 +54,11 @@ def test_every_key_is_taken(directory: Directory) -> None:
         admin:
           tokens: [{name: ops, role: operator, token_file: token}]
           allow_plain_http: true
+          metrics: token
+        log: {format: json, level: debug}
     """)
     config = directory.load().config
+    assert (config.log.format, config.log.level) == ("json", "debug")
     assert config.data_dir == directory.path / "state"
     assert config.homeserver.url == "https://hs"
     assert config.listen.relay_url == "http://[::1]:9009"
@@ -111,6 +116,7 @@ def test_every_key_is_taken(directory: Directory) -> None:
             "appservices.my-bot.backoff ceiling_seconds must be at least first_seconds",
         ),
         ("admin: {tokens: [{name: a, role: root}]}", "admin.tokens.0.role must be 'viewer'"),
+        ("log: {format: yaml}", "log.format must be 'plain' or 'json'"),
         ("data_dir: 5", "data_dir must be a path"),
         ("budget: {total_bytes: 999999}", "budget.total_bytes must be greater than or equal to"),
         ("budget: {total_bytes: 10 GiB}", "budget.total_bytes must be a valid integer"),
@@ -130,6 +136,14 @@ def test_a_value_out_of_bounds_is_named_with_its_line(
 ) -> None:
     directory.add(text)
     assert directory.faults()[0].startswith(f"config.yaml:4: {fault}"), directory.faults()
+
+
+def test_metrics_are_open_on_loopback_only(directory: Directory) -> None:
+    directory.add("admin: {metrics: open}")
+    assert directory.load().config.admin.metrics == "open"
+    directory.add("listen: {admin: '10.0.0.1:9010'}\nadmin: {metrics: open}")
+    (fault,) = directory.faults()
+    assert fault.startswith("config.yaml:5: admin.metrics must be token where listen.admin is not")
 
 
 @pytest.mark.parametrize("key", ["not base64", "AAAA", "A" * 44, "", "é" * 43, 5, "A" * 43 + "=="])

@@ -11,6 +11,7 @@ import pytest
 from appservice_bridge.dev.postgres import EmbeddedPostgres
 from appservice_bridge.storage import (
     capture_log,
+    figures,
     leases,
     letters,
     outbox,
@@ -138,6 +139,9 @@ HOT: Final = {
         statement=shipments.NEWEST,
         parameters="'bot1', 9223372036854775807, 10",
         looks_at={"kept": 10, "sealed": 10, "outbox": 10},
+    ),
+    "figures.oldest_to_device": Hot(
+        statement=figures.OLDEST_TO_DEVICE, parameters="1000", looks_at={"outbox": 5}
     ),
     "leases.lanes_with_work": Hot(
         statement=leases.LANES_WITH_WORK, parameters="gen_random_uuid()", looks_at={}
