@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -53,6 +54,34 @@ async def test_one_missing_trigger_is_named(pg: Connection, database: str, tmp_p
     await pg.execute("drop trigger appservice_bridge_delete on public.devices")
     broken = (await found(pg, database, tmp_path, "triggers"))["capture_broken"]
     assert "trigger appservice_bridge_delete on table devices" in broken.what
+
+
+async def test_each_right_that_is_missing_is_found_with_its_grant(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    await attach(pg)
+    name = await pg.fetchval("select current_database()")
+    role = f"few_{name}"
+    await pg.execute(
+        f"create role {role} login password 'secret'; grant usage on schema public to {role};"
+        f"grant usage on schema appservice_bridge to {role};"
+        f"grant all on all tables in schema appservice_bridge, public to {role};"
+        f"revoke select on public.e2e_fallback_keys_json from {role};"
+        f"revoke trigger on public.device_inbox from {role}"
+    )
+    parts = urlsplit(database)
+    netloc = f"{role}:secret@{parts.hostname}:{parts.port}"
+    conn = await connect(parts._replace(netloc=netloc).geturl())
+    try:
+        of = write_files(tmp_path, database, [registration("bot", None)], capture="triggers").load()
+        mends = [one.mend for one in await examined(conn, of) if one.code == "grant_missing"]
+    finally:
+        await conn.close()
+        await pg.execute(f"drop owned by {role} cascade; drop role {role}")
+    asked = "the owner of the homeserver's database must run GRANT "
+    assert f"{asked}SELECT ON TABLE public.e2e_fallback_keys_json TO {role};" in mends
+    assert f"{asked}TRIGGER ON TABLE public.device_inbox TO {role};" in mends
+    assert not any("e2e_one_time_keys_json" in mend for mend in mends)
 
 
 async def test_a_database_that_is_not_the_homeservers_is_found(

@@ -50,7 +50,7 @@ class Heard:
         return [
             (where, what[max(0, what.index(secret) - 80) :][:200])
             for where, what in self.texts
-            for secret in (CANARY, *self.secrets)
+            for secret in (CANARY, CANARY.encode().hex(), *self.secrets)
             if secret in what
         ]
 
