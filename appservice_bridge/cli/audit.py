@@ -11,6 +11,7 @@ import typer
 
 from appservice_bridge.cli.check import ConfigOption
 from appservice_bridge.cli.context import finished, loaded, owners, with_connection
+from appservice_bridge.cli.progress import line
 from appservice_bridge.cli.replay import duration
 from appservice_bridge.cli.shown import print_table, table
 from appservice_bridge.cli.synapse_side import reads_synapse
@@ -30,7 +31,6 @@ from appservice_bridge.storage.database import (
 JSON_VERSION: Final = 1
 LONGEST_LOOK_BACK_SECONDS: Final = 29 * 86_400  # which events came is known for 30 days
 LOOK_AGAIN_SECONDS: Final = 2.0
-_TELL_EVERY_SECONDS: Final = 2.0
 _WORDS: Final = [each for each in LedgerOutcome if each in INTO_OUTBOX | OUT_OF_OUTBOX]
 _NUMBERS: Final = (*_WORDS, "waiting", "difference")
 
@@ -83,7 +83,9 @@ def audit(
     of = loaded(config)
 
     async def work(conn: Connection) -> Audited:
-        return await _audit(conn, of, since=min(since, LONGEST_LOOK_BACK_SECONDS), wait=wait)
+        look_back = min(since, LONGEST_LOOK_BACK_SECONDS)
+        with line("comparing") as tell:
+            return await _audit(conn, of, tell, since=look_back, wait=wait)
 
     found = finished(with_connection(of, work))
     if as_json:
@@ -93,9 +95,10 @@ def audit(
     raise typer.Exit(0 if found.agrees else 1)
 
 
-async def _audit(conn: Connection, of: Loaded, *, since: float, wait: float) -> Audited:
+async def _audit(
+    conn: Connection, of: Loaded, tell: Callable[[str], None], *, since: float, wait: float
+) -> Audited:
     await migrations.require_current(conn)
-    tell = _teller()
     async with books.snapshot(conn):
         balances, lacking = await books.balances(conn, tell)
     if not reads_synapse(of):
@@ -107,7 +110,7 @@ async def _audit(conn: Connection, of: Loaded, *, since: float, wait: float) -> 
     try:
         with reading_synapse():
             await synapse.require_synapse(conn)
-            messages = await _messages(conn, known, unknown, wait=wait)
+            messages = await _messages(conn, known, unknown, tell, wait=wait)
             events = await missing_events(conn, known, since_seconds=since, tell=tell)
     except SourceUnreadableError as error:
         unknown.append(f"what the homeserver holds: {error.reason}")
@@ -120,9 +123,15 @@ async def _audit(conn: Connection, of: Loaded, *, since: float, wait: float) -> 
     )
 
 
-async def _messages(conn: Connection, known: Owners, unknown: list[str], *, wait: float) -> int:
+async def _messages(
+    conn: Connection,
+    known: Owners,
+    unknown: list[str],
+    tell: Callable[[str], None],
+    *,
+    wait: float,
+) -> int:
     """How many messages nobody has taken, though they were there for as long as may be."""
-    tell = _teller()
     look = await untaken(conn, known, tell)
     if look.floor is None:
         unknown.append("to-device messages: no worker has compared the inbox yet")
@@ -138,19 +147,6 @@ async def _messages(conn: Connection, known: Owners, unknown: list[str], *, wait
         await asyncio.sleep(min(LOOK_AGAIN_SECONDS, wait))
         keys &= (await untaken(conn, known, tell)).keys
     return len(keys)
-
-
-def _teller() -> Callable[[str], None]:
-    """Says how far it is, every few seconds at most, and nothing of what is done at once."""
-    told_at = time.monotonic()
-
-    def tell(what: str) -> None:
-        nonlocal told_at
-        if time.monotonic() - told_at >= _TELL_EVERY_SECONDS:
-            told_at = time.monotonic()
-            typer.echo(what, err=True)
-
-    return tell
 
 
 def _show(found: Audited) -> None:

@@ -7,6 +7,7 @@ import typer
 from appservice_bridge.cli.appservice_ids import AppserviceArgument
 from appservice_bridge.cli.check import ConfigOption
 from appservice_bridge.cli.context import author, finished, loaded, owners, with_database
+from appservice_bridge.cli.progress import bar
 from appservice_bridge.cli.synapse_side import reads_synapse
 from appservice_bridge.routing.backfilling import Backfill, Backfilled
 from appservice_bridge.storage.database import Database
@@ -28,8 +29,11 @@ def backfill(
     of = loaded(config)
 
     async def work(database: Database) -> Backfilled:
-        found = Backfill(database, owners(of), appservice_id, reads_synapse=reads_synapse(of))
-        return await (found.look() if dry_run else found.run(by=author()))
+        with bar("backfill") as tell:
+            found = Backfill(
+                database, owners(of), appservice_id, reads_synapse=reads_synapse(of), tell=tell
+            )
+            return await (found.look() if dry_run else found.run(by=author()))
 
     told = finished(with_database(of, work))
     would = "would be" if dry_run else "will be"

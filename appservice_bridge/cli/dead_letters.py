@@ -8,6 +8,7 @@ import typer
 from appservice_bridge.cli.appservice_ids import HELP, complete
 from appservice_bridge.cli.check import ConfigOption
 from appservice_bridge.cli.context import author, finished, loaded, with_database
+from appservice_bridge.cli.progress import bar
 from appservice_bridge.cli.shown import as_json, moment, print_table, table
 from appservice_bridge.delivery import operating
 from appservice_bridge.storage.database import Database
@@ -118,8 +119,12 @@ def discard(
         typer.confirm(f"{_letters(count)} will be lost for good. Discard?", abort=True)
 
     async def work(database: Database) -> int:
-        done = [await operating.discard(database, *one, by=author()) for one in chosen.items()]
-        return sum(map(len, done))
+        with bar("discard") as tell:
+            discarded = [
+                await operating.discard(database, *one, by=author(), tell=tell)
+                for one in chosen.items()
+            ]
+        return sum(map(len, discarded))
 
     print(f"{_letters(finished(with_database(of, work)))} discarded")
 
@@ -147,8 +152,9 @@ async def _redriven(
     if appservice_id is not None:
         chosen = {appservice_id: await operating.all_of(database, appservice_id)}
     done: set[UUID] = set()
-    for one in chosen.items():
-        done |= await operating.redrive(database, *one, by=author())
+    with bar("redrive") as tell:
+        for one in chosen.items():
+            done |= await operating.redrive(database, *one, by=author(), tell=tell)
     stayed = 0 if named else sum(map(len, chosen.values())) - len(done)
     return len(done), stayed, [one for one in named if one.dead_letter_id not in done]
 

@@ -7,6 +7,7 @@ import typer
 from appservice_bridge.cli.appservice_ids import AppserviceArgument
 from appservice_bridge.cli.check import ConfigOption
 from appservice_bridge.cli.context import author, finished, loaded, with_database
+from appservice_bridge.cli.progress import bar
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.delivery.replaying import Kept, Replayed, replay_one, replay_since
 from appservice_bridge.domain.duration import seconds_of
@@ -62,4 +63,5 @@ async def _replay(
     )
     if txn_id is not None:
         return await replay_one(database, kept, txn_id, by=author())
-    return await replay_since(database, kept, since or 0, by=author())
+    with bar("replay") as tell:
+        return await replay_since(database, kept, since or 0, by=author(), tell=tell)

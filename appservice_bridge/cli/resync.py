@@ -3,6 +3,7 @@
 from appservice_bridge.cli.appservice_ids import AppserviceArgument
 from appservice_bridge.cli.check import ConfigOption
 from appservice_bridge.cli.context import author, finished, loaded, owners, with_database
+from appservice_bridge.cli.progress import bar
 from appservice_bridge.cli.synapse_side import reads_synapse
 from appservice_bridge.routing.resyncing import resync as tell_again
 from appservice_bridge.routing.resyncing import told
@@ -19,8 +20,9 @@ def resync(
 
     async def work(database: Database) -> Seeded:
         reads = reads_synapse(of)
-        return await tell_again(
-            database, owners(of), appservice_id, reads_synapse=reads, by=author()
-        )
+        with bar("resync") as tell:
+            return await tell_again(
+                database, owners(of), appservice_id, reads_synapse=reads, by=author(), tell=tell
+            )
 
     print(told(finished(with_database(of, work))))

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from appservice_bridge.domain.author import Author
 from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.domain.progress import Tell, nobody
 from appservice_bridge.storage import admin_audit, letters, orders, owed, redriving
 from appservice_bridge.storage.database import Connection, Database
 from appservice_bridge.storage.letters import Letter
@@ -179,25 +180,35 @@ async def all_of(database: Database, appservice_id: str) -> list[UUID]:
 
 
 async def redrive(
-    database: Database, appservice_id: str, ids: Sequence[UUID], *, by: Author
+    database: Database,
+    appservice_id: str,
+    ids: Sequence[UUID],
+    *,
+    by: Author,
+    tell: Tell = nobody,
 ) -> set[UUID]:
     """Put letters of one appservice back; returns which. See `redriving.redrive`.
 
     Dying between two batches leaves the rest as it was.
     """
     change = _Change(action="redrive", outcome="redriven", run=redriving.redrive)
-    return await _in_batches(database, change, appservice_id, ids, by)
+    return await _in_batches(database, change, appservice_id, ids, by, tell)
 
 
 async def discard(
-    database: Database, appservice_id: str, ids: Sequence[UUID], *, by: Author
+    database: Database,
+    appservice_id: str,
+    ids: Sequence[UUID],
+    *,
+    by: Author,
+    tell: Tell = nobody,
 ) -> set[UUID]:
     """Delete letters of one appservice for good; returns which were there.
 
     Dying between two batches leaves the rest as it was.
     """
     change = _Change(action="discard", outcome="discarded", run=letters.discard)
-    return await _in_batches(database, change, appservice_id, ids, by)
+    return await _in_batches(database, change, appservice_id, ids, by, tell)
 
 
 def by_appservice(found: Iterable[Letter]) -> dict[str, list[UUID]]:
@@ -215,7 +226,12 @@ def why_not(letter: Letter) -> str:
 
 
 async def _in_batches(
-    database: Database, change: _Change, appservice_id: str, ids: Sequence[UUID], by: Author
+    database: Database,
+    change: _Change,
+    appservice_id: str,
+    ids: Sequence[UUID],
+    by: Author,
+    tell: Tell,
 ) -> set[UUID]:
     done: set[UUID] = set()
     for start in range(0, len(ids), BATCH):
@@ -231,6 +247,7 @@ async def _in_batches(
                     outcome=f"{len(changed)} {change.outcome}",
                 )
         done |= changed
+        tell(min(start + BATCH, len(ids)), len(ids))
     return done
 
 

@@ -8,6 +8,7 @@ from typing import Final
 from appservice_bridge.domain.author import Author
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
+from appservice_bridge.domain.progress import Tell, nobody
 from appservice_bridge.domain.transaction import Kind
 from appservice_bridge.storage import admin_audit, kept, ledger, notifications, registrations
 from appservice_bridge.storage.budget import require_space
@@ -66,7 +67,9 @@ async def replay_one(database: Database, of: Kept, txn_id: str, *, by: Author) -
     return await _replay(database, of, numbers, by)
 
 
-async def replay_since(database: Database, of: Kept, seconds: float, *, by: Author) -> Replayed:
+async def replay_since(
+    database: Database, of: Kept, seconds: float, *, by: Author, tell: Tell = nobody
+) -> Replayed:
     """All that was acknowledged within the last so many seconds.
 
     Raises:
@@ -74,15 +77,18 @@ async def replay_since(database: Database, of: Kept, seconds: float, *, by: Auth
     """
     async with database.transaction() as conn:
         numbers = await kept.since(conn, of.appservice_id, seconds=min(seconds, of.keep_seconds))
-    return await _replay(database, of, numbers, by)
+    return await _replay(database, of, numbers, by, tell)
 
 
-async def _replay(database: Database, of: Kept, numbers: Sequence[int], by: Author) -> Replayed:
+async def _replay(
+    database: Database, of: Kept, numbers: Sequence[int], by: Author, tell: Tell = nobody
+) -> Replayed:
     """Dying in between leaves the oldest replayed and the rest as it was."""
     told: Counter[Kind] = Counter()
-    for number in numbers:
+    for done, number in enumerate(numbers, start=1):
         async with database.transaction() as conn:
             told.update(await _put_in(conn, of, number, by))
+        tell(done, len(numbers))
     if not told:
         raise NothingKeptError(of.appservice_id, of.keep_seconds)
     return Replayed(items=dict(told), transactions=len(numbers))

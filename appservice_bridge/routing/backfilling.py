@@ -8,6 +8,7 @@ from appservice_bridge.domain.author import Author
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.owners import Owners
+from appservice_bridge.domain.progress import Tell, nobody
 from appservice_bridge.storage import (
     admin_audit,
     capture_log,
@@ -61,12 +62,19 @@ class Backfill:
     """
 
     def __init__(
-        self, database: Database, owners: Owners, appservice_id: str, *, reads_synapse: bool
+        self,
+        database: Database,
+        owners: Owners,
+        appservice_id: str,
+        *,
+        reads_synapse: bool,
+        tell: Tell = nobody,
     ) -> None:
         self._database = database
         self._reads_synapse = reads_synapse
         self._owners = owners
         self._appservice_id = appservice_id
+        self._tell = tell
 
     async def run(self, *, by: Author) -> Backfilled:
         """Append what is missing.
@@ -131,6 +139,7 @@ class Backfill:
                     await self._append(conn, keys)
             yield keys
             after = page.upto
+            self._tell(after, upto)
 
     def _users(self, user_ids: frozenset[str], bounds: dict[str, int]) -> dict[str, int]:
         """The appservice's users, and up to where nobody who owns them now was given anything.

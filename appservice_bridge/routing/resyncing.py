@@ -5,6 +5,7 @@ from typing import Final
 from appservice_bridge.domain.author import Author
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.owners import Owners
+from appservice_bridge.domain.progress import Tell, nobody
 from appservice_bridge.routing.seeding import Seeded, Seeding
 from appservice_bridge.storage import admin_audit, synapse
 from appservice_bridge.storage.database import Database
@@ -31,7 +32,13 @@ class NothingToReadError(BridgeError):
 
 
 async def resync(
-    database: Database, owners: Owners, appservice_id: str, *, reads_synapse: bool, by: Author
+    database: Database,
+    owners: Owners,
+    appservice_id: str,
+    *,
+    reads_synapse: bool,
+    by: Author,
+    tell: Tell = nobody,
 ) -> Seeded:
     """Dying in between leaves some told and others not, and nothing wrong: run it again.
 
@@ -46,7 +53,7 @@ async def resync(
     async with database.transaction() as conn:
         await synapse.require_synapse(conn)
     await _put_down(database, by, appservice_id, "begun")
-    seeded = await Seeding(database, owners, [appservice_id]).run()
+    seeded = await Seeding(database, owners, [appservice_id], tell).run()
     await _put_down(database, by, appservice_id, told(seeded))
     return seeded
 

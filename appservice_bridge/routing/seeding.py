@@ -7,6 +7,7 @@ from typing import Final
 
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.owners import Owners
+from appservice_bridge.domain.progress import Tell, nobody
 from appservice_bridge.routing.following import foreign_to
 from appservice_bridge.storage import (
     capture_log,
@@ -55,10 +56,18 @@ class Seeding:
     which at a start of a worker it is, for the appservices are not live before it is done.
     """
 
-    def __init__(self, database: Database, owners: Owners, appservice_ids: Sequence[str]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        owners: Owners,
+        appservice_ids: Sequence[str],
+        tell: Tell = nobody,
+    ) -> None:
         self._database = database
         self._owners = owners
         self._chosen = [id_ for id_ in appservice_ids if id_ in owners.encrypted]
+        self._tell = tell
+        self._looked_at = 0  # users and rooms; some of them twice
 
     async def run(self) -> Seeded:
         """Do it all.
@@ -96,6 +105,7 @@ class Seeding:
                 occupied = [Occupied(appservice_id, room_id) for room_id in rooms]
                 new = await tracking.members(conn, occupied, tracked=False)
                 await tracking.track(conn, foreign_to(self._owners, new))
+            self._went_through(rooms)
             after, done = (rooms or [after])[-1], len(rooms) < PAGE_OF_ROOMS
 
     async def _tell_users(self, appservice_id: str) -> tuple[int, int]:
@@ -108,6 +118,7 @@ class Seeding:
                 if changes:
                     await device_updates.change_lists(conn, changes)
                     await notifications.notify(conn, notifications.OUTBOX)
+            self._went_through(users)
             after, done = (users or [after])[-1], len(users) < PAGE
             gone = sum(change == "left" for change in changes.values())
             changed, left = changed + len(changes) - gone, left + gone
@@ -131,8 +142,13 @@ class Seeding:
                 page = await synapse.users_page(conn, after=after, size=PAGE)
                 devices += await seeding.mark_devices(conn, self._owned(page, after))
                 await notifications.notify(conn, notifications.OUTBOX)
+            self._went_through(page)
             after, done = (page or [after])[-1], len(page) < PAGE
         return devices
+
+    def _went_through(self, page: Sequence[str]) -> None:
+        self._looked_at += len(page)
+        self._tell(self._looked_at, None)
 
     async def _pages_of_owned(self, conn: Connection) -> AsyncIterator[Owned]:
         after, done = "", not self._chosen

@@ -65,7 +65,7 @@ async def audited(files: Files, *, wait: float = 0.0) -> command_module.Audited:
     of = files.load()
     conn = await connect(of.config.dsn())
     try:
-        return await command_module._audit(conn, of, since=86_400, wait=wait)
+        return await command_module._audit(conn, of, print, since=86_400, wait=wait)
     finally:
         await conn.close()
 
