@@ -152,7 +152,11 @@ async def by_appservices_that_come(pg: Connection, files: Files) -> None:
 
 async def at_the_admin_port(files: Files, heard: Heard) -> None:
     """Every token and none, in every place, for paths that are there and that are not."""
-    paths = ("/metrics", "/ready", "/health", "/_appservice_bridge/v1/reload", "/nothing", "/")
+    below = ("reload", "whoami", "appservices", "appservices/bot", "history", "audit", "nothing")
+    lists = ("appservices/bot/transactions", "appservices/bot/dead-letters", "openapi.json")
+    orders = ("dead-letters/redrive", "dead-letters/discard", "appservices/bot/replay")
+    paths = ["/metrics", "/ready", "/health", "/nothing", "/"]
+    paths += [f"/_appservice_bridge/v1/{one}" for one in (*below, *lists, *orders)]
     shown = [{"Authorization": f"Bearer {CANARY}-{role}"} for role in (*ROLES, "wrong")]
     async with aiohttp.ClientSession() as session:
         for headers in (*shown, {"Authorization": f"Basic {CANARY}"}, {"Cookie": CANARY}):
