@@ -1,6 +1,7 @@
 """Counts what becomes of deliveries in this process, for Prometheus."""
 
 import time
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, assert_never
@@ -40,11 +41,13 @@ class DeliveryMetrics(Collector):
         now = self._clock()
         newest, oldest = sorted(max(0.0, now - at) for at in captured)
         buckets = self._items.setdefault(appservice_id, [0] * (len(BOUNDS) + 1))
+        first, last = bisect_left(BOUNDS, newest), bisect_left(BOUNDS, oldest)
         before = 0
-        for place, bound in enumerate((*BOUNDS, float("inf"))):
-            within = _within(bound, items, newest, oldest)
+        for place in range(first, last):
+            within = round(items * (BOUNDS[place] - newest) / (oldest - newest))
             buckets[place] += within - before
             before = within
+        buckets[last] += items - before
         self._seconds[appservice_id] += items * (newest + oldest) / 2
 
     def collect(self) -> Iterator[Metric]:
@@ -83,15 +86,6 @@ def outcome_word(outcome: Outcome) -> str:
             return reason
         case _:
             assert_never(outcome)
-
-
-def _within(bound: float, items: int, newest: float, oldest: float) -> int:
-    """How many of the items are no older than the bound."""
-    if bound >= oldest:
-        return items
-    if bound < newest:
-        return 0
-    return round(items * (bound - newest) / (oldest - newest))
 
 
 def _cumulated(buckets: Sequence[int]) -> Iterator[tuple[str, float]]:

@@ -20,6 +20,7 @@ from appservice_bridge.telemetry.deliveries import DeliveryMetrics
 from appservice_bridge.telemetry.sheet import PREFIX, Figure
 from tests.support.appservice import appservice
 from tests.support.bridge import Files, registration, worker, worker_process, write_files
+from tests.support.connecting import files_for, polling
 from tests.support.facts import Connection, capture
 from tests.support.relaying import homeserver
 from tests.support.reloading import change, operator, register, with_tokens
@@ -151,6 +152,18 @@ async def test_what_waits_fails_and_is_delivered_is_told(
     assert done.of("ledger_items_total", kind="to_device", **delivered) == 3
     assert done.of("ledger_items_total", kind="event", **delivered) == 1
     assert done.of("capture_log_facts") == 0
+
+
+async def test_what_an_appservice_fetches_and_acknowledges_is_counted(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    files = opened(files_for(tmp_path, database, "poll"))
+    await capture(pg, BOT, 1)
+    async with worker(files), polling(files) as bot:
+        assert await bot.ack((await bot.next()).txn_id) == 200
+        found = await until(files, "capture_to_ack_seconds_count", 1, appservice="bot")
+    assert found.of("attempts_total", appservice="bot", outcome="acked") == 1
+    assert found.of("capture_to_ack_seconds_bucket", appservice="bot", le="86400.0") == 1
 
 
 async def test_only_viewers_may_ask_unless_the_config_opens_it(
