@@ -219,12 +219,14 @@ async def test_what_needs_a_restart_is_refused_by_name(database: str, tmp_path: 
     async with appservice() as bot:
         files = files_for(tmp_path, database, bot)
         async with worker_process(files), operator(files) as op:
-            change(files, data_dir="elsewhere", listen={"relay": "127.0.0.1:1"})
+            elsewhere = {"relay": "127.0.0.1:1"}
+            change(files, data_dir="elsewhere", listen=elsewhere, log={"level": "debug"})
             status, told = await op.ask("POST", "/_appservice_bridge/v1/reload")
     assert status == 422
     assert [reason.split(": ", 1)[1] for reason in told["reasons"]] == [
         "data_dir: has changed, which needs a restart",
         "listen: has changed, which needs a restart",
+        "log: has changed, which needs a restart",
     ]
 
 
