@@ -10,6 +10,7 @@ import pytest
 import yaml
 from prometheus_client import ProcessCollector
 
+from appservice_bridge.domain.capture import CaptureMode
 from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.storage.overview import LaneCondition
 from appservice_bridge.telemetry import catalogue
@@ -22,6 +23,7 @@ OF_SCRAPING: Final = {"instance"}
 WORDS: Final = {
     "state": {*LaneCondition, "in_use", "idle"},
     "kind": {"all", "to_device"},
+    "mode": {*CaptureMode},
     "outcome": {*LedgerOutcome, "http_401", "http_403"},
 }
 
