@@ -181,7 +181,10 @@ async def connect(dsn: str) -> Connection:
 
 def _not_connected(dsn: str, error: Exception) -> BridgeError:
     if isinstance(error, asyncpg.InvalidCatalogNameError):
-        return DatabaseFaultError(str(error))
+        return DatabaseFaultError(f"{error}: create it, or mend `database` in the config")
+    if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
+        mend = "mend `database` or `database_password_file` in the config"
+        return DatabaseFaultError(f"{error}: {mend}")
     if isinstance(error, asyncpg.PostgresError):
         return _named_by_state(error)
     where = urlsplit(dsn).netloc.rpartition("@")[2] or "its local socket"
