@@ -30,6 +30,7 @@ from appservice_bridge.http.admin_looking import Looking
 from appservice_bridge.http.admin_orders import Orders, author
 from appservice_bridge.http.admin_overview import Overview
 from appservice_bridge.http.answers import error, matrix_errors
+from appservice_bridge.http.dashboard.files import Dashboard
 from appservice_bridge.routing.backfilling import NoInboxError, NotAnnouncedError
 from appservice_bridge.routing.resyncing import NoEncryptionError, NothingToReadError
 from appservice_bridge.routing.seeding import OtherRegistrationsError
@@ -117,6 +118,7 @@ class Admin:
         app.router.add_get(ROOT + "/openapi.json", describe)
         self._looking.add_to(app, ROOT)
         self._orders.add_to(app, ROOT)
+        Dashboard().add_to(app)
         return app
 
     @needs(Role.NOBODY)

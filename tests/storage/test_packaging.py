@@ -1,4 +1,4 @@
-"""The schema travels with the package, whichever way it is installed."""
+"""The schema and the dashboard travel with the package, whichever way it is installed."""
 
 import subprocess
 import sys
@@ -54,6 +54,17 @@ def test_a_wheel_holds_every_file_of_the_schema(unpacked_wheel: Path) -> None:
     assert FILES
     for name in FILES:
         assert (inside / name).read_bytes() == (PROJECT / "schema" / name).read_bytes()
+
+
+def test_a_wheel_holds_every_file_of_the_dashboard_and_the_licence_of_what_is_not_ours(
+    unpacked_wheel: Path,
+) -> None:
+    page = Path("appservice_bridge") / "http" / "dashboard" / "page"
+    names = [each.relative_to(PROJECT) for each in (PROJECT / page).rglob("*") if each.is_file()]
+    assert page / "index.html" in names
+    assert page / "vendor" / "uplot" / "LICENSE" in names
+    for name in names:
+        assert (unpacked_wheel / name).read_bytes() == (PROJECT / name).read_bytes()
 
 
 def test_what_a_wheel_installed_finds_its_own_schema(unpacked_wheel: Path, tmp_path: Path) -> None:

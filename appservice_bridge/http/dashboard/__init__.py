@@ -1,0 +1,1 @@
+"""The page for operators at `/` of the admin port."""
