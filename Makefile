@@ -10,7 +10,7 @@ SIDE_BY_SIDE := -n 2
 OLDEST := .venv-oldest
 OLDEST_READY := $(OLDEST)/.ready
 
-.PHONY: demo dev test test-system test-oldest faults bench check format lock clean
+.PHONY: demo dev test test-system test-oldest faults bench check format lock clean screenshots
 
 demo: $(READY)        ## an encrypted message goes round through a real Synapse, step by step
 	$(BIN)/appservice-bridge dev --once
@@ -18,7 +18,7 @@ demo: $(READY)        ## an encrypted message goes round through a real Synapse,
 dev: $(READY)         ## the same, and stays up until Ctrl-C
 	$(BIN)/appservice-bridge dev
 
-test: $(READY)        ## needs nothing but the package index
+test: $(READY)        ## needs nothing but the package index, and Chromium
 	$(BIN)/pytest $(SIDE_BY_SIDE)
 
 test-system: $(READY) ## what needs the system's packages: the bridge on the system's Postgres
@@ -41,6 +41,9 @@ faults: $(READY)      ## what survives which fault, in 45 minutes; SHORT=1: in t
 
 bench: $(READY)       ## every figure of docs/performance.md again, in some 90 minutes; QUICK=1: 90 s
 	$(BIN)/appservice-bridge bench $(if $(QUICK),--quick,--plots docs)
+
+screenshots: $(READY) ## the pictures of the dashboard in docs/, in five minutes; needs Chromium
+	$(BIN)/python -m tests.dashboard.screenshots
 
 check: $(READY)
 	$(BIN)/ruff check .
