@@ -6,7 +6,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, expect
 
-from tests.support.browser import Scheme, desk
+from tests.support.browser import Scheme, chromium, desk
 from tests.support.standin_admin import NASTY, StandIn, every_state, lane, letter, stand_in
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -273,3 +273,11 @@ async def test_a_lane_that_is_gone_is_said_to_be(browser: Browser, bridge: Stand
     async with desk(browser, bridge.url, may_complain_of=["404"]) as one:
         await one.log_in("operator", "#/lane/gone")
         await one.sees("There is no appservice of this id.")
+
+
+async def test_without_a_chromium_nothing_is_skipped_and_it_is_said_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(pytest.fail.Exception, match="apt-get install chromium"):
+        chromium()
