@@ -145,6 +145,24 @@ async def test_a_lane_that_fails_and_recovers_is_seen_without_asking_again(
         assert await one.violations() == []
 
 
+async def test_what_was_refused_is_told_and_the_button_is_there_again(
+    browser: Browser, url: str, bot: Appservice
+) -> None:
+    async with desk(browser, url, may_complain_of=["Failed to load resource"]) as one:
+        await one.log_in("operator", LANE)
+        await one.press("Ping")
+        await one.hears("bot: answered the ping in")
+        bot.answer = lambda _: (403, {}, b"{}")
+        await one.press("Ping")
+        await one.hears("Ping: ")
+        await one.page.get_by_text("More", exact=True).click()
+        for verb in ("Resync", "Replay"):
+            await one.press(verb)
+            await one.page.locator("#confirm-yes").click()
+            await one.hears(f"{verb}: ")
+            await expect(button(one, verb)).to_be_enabled()
+
+
 async def test_no_payload_reaches_the_page(
     browser: Browser, pg: Connection, url: str, bot: Appservice
 ) -> None:
