@@ -11,6 +11,7 @@ import structlog
 
 from appservice_bridge.cli.context import owners
 from appservice_bridge.cli.doors import Doors
+from appservice_bridge.cli.service_manager import ServiceManager
 from appservice_bridge.cli.synapse_side import reads_synapse
 from appservice_bridge.cli.unreloadable import needing_restart
 from appservice_bridge.cli.worker import Worker
@@ -57,13 +58,19 @@ class Generations:
     """
 
     def __init__(
-        self, config: Path, of: Loaded, database: Database, session: aiohttp.ClientSession
+        self,
+        config: Path,
+        of: Loaded,
+        database: Database,
+        session: aiohttp.ClientSession,
+        service: ServiceManager,
     ) -> None:
         self.reloads = Reloads()
         self._config = config
         self._of = of
         self._database = database
         self._session = session
+        self._service = service
         self._doors = Doors(of.config)
         self._running: list[_Running] = []
         self._told: ReloadOutcome | None = None
@@ -80,9 +87,11 @@ class Generations:
             await self._begin(group, stop)
             listen_on = self._of.config.listen
             log.info("worker.started", relay=str(listen_on.relay), admin=str(listen_on.admin))
+            self._service.ready(self._status())
             reloading = group.create_task(self._reload_when_asked(group), name="reloading")
             watching = group.create_task(self._watch(stop), name="watching")
             await stop.wait()
+            self._service.stopping()
             reloading.cancel()
             watching.cancel()
             for one in self._running:
@@ -125,10 +134,12 @@ class Generations:
     async def _reload_when_asked(self, group: asyncio.TaskGroup) -> None:
         while True:
             await self.reloads.begin()
+            self._service.reloading()
             outcome = await self._reload(group)
             if self._begun_in_vain and isinstance(outcome, ReloadRefused):
                 await self._begin_as_before(group)
             self._tell(outcome)
+            self._service.reloaded(outcome, self._status())
             self.reloads.finish(outcome)
             if isinstance(outcome, ReloadWaits):
                 await asyncio.sleep(RETRY_SECONDS)
@@ -204,6 +215,10 @@ class Generations:
                 await notify(conn, OUTBOX)
         except DatabaseUnavailableError as error:
             log.warning("reload.rests_not_ended", reason=error.reason)
+
+    def _status(self) -> str:
+        count = len(self._of.registrations)
+        return f"serves {count} registration{'' if count == 1 else 's'}"
 
     def _tell(self, outcome: ReloadOutcome) -> None:
         """Log it once, however often the same is found."""

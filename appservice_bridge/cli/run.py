@@ -1,6 +1,7 @@
 """`run`: one worker, until it is told to stop."""
 
 import asyncio
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from appservice_bridge.cli.context import loaded, with_connection
 from appservice_bridge.cli.embedded import embedded, reachable, require_running
 from appservice_bridge.cli.generations import Generations
 from appservice_bridge.cli.hangups import Hangups
+from appservice_bridge.cli.service_manager import ServiceManager
 from appservice_bridge.cli.synapse_side import reads_synapse
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.delivery.connections import QuietConnector
@@ -120,9 +122,12 @@ async def _work(
         ):
             group.create_task(require_running(server, stop), name="embedded")
             loop = asyncio.get_running_loop()
-            generations = Generations(config, of, database, session)
+            service = ServiceManager.named_by(os.environ)
+            beating = group.create_task(service.beat(), name="watchdog")
+            generations = Generations(config, of, database, session, service)
             hangups.tell(lambda: loop.call_soon_threadsafe(generations.ask))
             try:
                 await generations.run(stop)
             finally:
                 hangups.tell(None)
+                beating.cancel()
