@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -17,45 +16,7 @@ from appservice_bridge.cli.service_manager import ServiceManager
 from tests.support.appservice import appservice
 from tests.support.bridge import Files, registration, write_files
 from tests.support.reloading import change
-
-WITHIN_SECONDS = 60.0
-
-
-@dataclass(kw_only=True)
-class Manager:
-    """What systemd would hear."""
-
-    heard: list[dict[str, str]] = field(default_factory=list)
-    came: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def hears(self, **said: str) -> dict[str, str]:
-        """Wait for the next message that says this; what came before it is forgotten."""
-        async with asyncio.timeout(WITHIN_SECONDS):
-            while True:
-                while self.heard:
-                    one = self.heard.pop(0)
-                    if said.items() <= one.items():
-                        return one
-                self.came.clear()
-                await self.came.wait()
-
-
-@asynccontextmanager
-async def manager(address: str | bytes) -> AsyncIterator[Manager]:
-    """Listen at an address until the context ends."""
-    loop, one = asyncio.get_running_loop(), Manager()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
-        listening.bind(address)
-        listening.setblocking(False)
-
-        def hear() -> None:
-            lines = listening.recv(4096).decode().split("\n")
-            one.heard.append(dict(line.split("=", 1) for line in lines))
-            one.came.set()
-
-        loop.add_reader(listening, hear)
-        yield one
-        loop.remove_reader(listening)
+from tests.support.service_manager import Manager, manager
 
 
 @asynccontextmanager
@@ -115,10 +76,10 @@ async def test_a_refused_configuration_is_in_the_status_and_the_worker_stays_rea
 async def test_the_watchdog_hears_a_beat_until_the_worker_is_frozen(
     database: str, tmp_path: Path
 ) -> None:
-    name = f"appservice-bridge-{os.getpid()}-{database.rpartition('/')[2]}"
-    async with manager(f"\0{name}") as systemd, appservice() as slow:
+    address = f"@appservice-bridge-{os.getpid()}-{database.rpartition('/')[2]}"
+    async with manager(address) as systemd, appservice() as slow:
         files = write_files(tmp_path, database, [registration("bot", slow.url, users=["@b_.*"])])
-        variables = {"NOTIFY_SOCKET": f"@{name}", "WATCHDOG_USEC": "200000"}
+        variables = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "200000"}
         async with started(files, **variables) as process:
             for _ in range(5):
                 await systemd.hears(WATCHDOG="1")
