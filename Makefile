@@ -9,8 +9,10 @@ SIDE_BY_SIDE := -n 2
 
 OLDEST := .venv-oldest
 OLDEST_READY := $(OLDEST)/.ready
+DOCS := .venv-docs
+DOCS_READY := $(DOCS)/.ready
 
-.PHONY: demo dev test test-system test-oldest faults bench check format lock clean screenshots
+.PHONY: demo dev test test-system test-oldest faults bench check format lock clean screenshots docs
 
 demo: $(READY)        ## an encrypted message goes round through a real Synapse, step by step
 	$(BIN)/appservice-bridge dev --once
@@ -51,6 +53,9 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+docs: $(DOCS_READY)   ## the pages of docs/ as a site, in site/; a warning ends it
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -59,14 +64,16 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
   --no-emit-index-url
 
 # An old Synapse breaks with the libraries of today, so it gets those of its day.
-lock:                 ## needs uv; rewrites both locks from pyproject.toml
+lock:                 ## needs uv; rewrites the locks from pyproject.toml
 	$(LOCK) --all-extras --group make pyproject.toml -o requirements.txt
+	$(LOCK) --group docs -o requirements-docs.txt
 	$(LOCK) --exclude-newer 2025-12-01 --group oldest -o requirements-oldest.txt
 
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "needs CPython 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
+	@echo "installing into .venv what requirements.txt names; this is once, and takes minutes"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-index --no-build-isolation -e .
 	@touch $(READY)
@@ -78,5 +85,11 @@ $(OLDEST_READY): requirements-oldest.txt
 	  --require-hashes -r requirements-oldest.txt
 	@touch $(OLDEST_READY)
 
+$(DOCS_READY): requirements-docs.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	  -r requirements-docs.txt
+	@touch $(DOCS_READY)
+
 clean:
-	rm -rf .venv $(OLDEST) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv $(OLDEST) $(DOCS) site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
