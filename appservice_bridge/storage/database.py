@@ -185,6 +185,11 @@ def _not_connected(dsn: str, error: Exception) -> BridgeError:
     if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
         mend = "mend `database` or `database_password_file` in the config"
         return DatabaseFaultError(f"{error}: {mend}")
+    if isinstance(error, asyncpg.ProtocolViolationError):
+        return DatabaseFaultError(
+            f"sqlstate {error.sqlstate}: the settings of our sessions are refused, as PgBouncer"
+            " does; let `database` lead to Postgres itself"
+        )
     if isinstance(error, asyncpg.PostgresError):
         return _named_by_state(error)
     where = urlsplit(dsn).netloc.rpartition("@")[2] or "its local socket"
