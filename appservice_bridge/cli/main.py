@@ -2,7 +2,7 @@
 
 import sys
 from importlib import import_module
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperGroup
@@ -71,8 +71,23 @@ app = typer.Typer(
 )
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(version("appservice-bridge"))
+        raise typer.Exit
+
+
 @app.callback()
-def _program() -> None:
+def _program(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_say_version, is_eager=True, help="Say which release this is."
+        ),
+    ] = False,
+) -> None:
     """Deliver encryption traffic from a Matrix homeserver to its appservices, losing nothing."""
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -14,6 +15,11 @@ def test_every_command_says_what_it_is_for(run: Run, name: str) -> None:
     result = run(name, "--help")
     assert result.exit_code == 0, result.output
     assert f"Usage: appservice-bridge {name}" in result.output or name == "registration"
+
+
+def test_it_says_which_release_it_is(run: Run) -> None:
+    result = run("--version")
+    assert (result.exit_code, result.output) == (0, version("appservice-bridge") + "\n")
 
 
 def test_a_name_that_is_misspelt_is_told_the_nearest(run: Run) -> None:

@@ -48,8 +48,8 @@ async def test_it_says_when_it_serves_when_it_reads_again_and_when_it_ends(
             assert (await systemd.hears(READY="1"))["STATUS"] == "serves 1 registration"
             asked_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
             process.send_signal(signal.SIGHUP)
-            begun = await systemd.hears(RELOADING="1")
-            assert int(begun["MONOTONIC_USEC"]) >= asked_at
+            while int((await systemd.hears(RELOADING="1"))["MONOTONIC_USEC"]) < asked_at:
+                pass  # it looks at its files by itself, too
             assert (await systemd.hears(READY="1"))["STATUS"] == "serves 1 registration"
             process.terminate()
             await systemd.hears(STOPPING="1")
@@ -67,9 +67,9 @@ async def test_a_refused_configuration_is_in_the_status_and_the_worker_stays_rea
             await systemd.hears(READY="1")
             change(files, no_such_key="a secret")
             await systemd.hears(RELOADING="1")
-            said = await systemd.hears(READY="1")
-    assert "refused" in said["STATUS"]
-    assert "secret" not in said["STATUS"]
+            while "refused" not in (status := (await systemd.hears(READY="1"))["STATUS"]):
+                pass  # it may have looked before
+    assert "secret" not in status
 
 
 @pytest.mark.usefixtures("pg")
