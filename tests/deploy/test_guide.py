@@ -79,7 +79,8 @@ class Before:
         try:
             cursor = connection.cursor()
             cursor.execute(statement)
-            return cursor.fetchall()
+            found: list[tuple[Any, ...]] = cursor.fetchall()
+            return found
         finally:
             connection.close()
 
