@@ -147,6 +147,7 @@ def _make_programs(directory: Path, *, port: int) -> None:
     directory.mkdir()
     programs = {
         "appservice-bridge": f'#!/bin/sh\nexec {sys.executable} -m appservice_bridge "$@"\n',
+        "python3": f'#!/bin/sh\nexec {sys.executable} "$@"\n',
         "systemctl": STAND_IN.format(port=port),
         "useradd": "#!/bin/sh\n",
         "chown": "#!/bin/sh\n",
