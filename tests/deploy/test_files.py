@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from appservice_bridge.cli.generations import START_SECONDS, STOP_SECONDS
 from appservice_bridge.cli.main import COMMANDS, app
 from appservice_bridge.config.environment import CONFIG_VARIABLE
+from tests.support.bridge import registration, write_files
 from tests.support.guide import CONFIGURATION, PROGRAM, REPOSITORY
 
 UNITS: Final = REPOSITORY / "deploy" / "systemd"
@@ -50,6 +51,19 @@ def test_the_units_differ_only_in_what_tells_workers_apart() -> None:
     kept = [{k: v for k, v in unit.items() if k not in apart} for unit in (one, several)]
     assert kept[0] == kept[1]
     assert several["EnvironmentFile"] == [f"{CONFIGURATION}/worker-%i.env"]
+
+
+def test_the_ports_of_a_worker_are_set_by_the_variables_that_the_template_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = re.findall(r"^#     (\w+)=(\S+)$", TEMPLATE.read_text("utf-8"), re.MULTILINE)
+    for name, value in named:
+        monkeypatch.setenv(name, value)
+    files = write_files(
+        tmp_path, "postgresql://bridge@localhost/synapse", [registration("b", "http://127.0.0.1:9")]
+    )
+    listen = files.load().config.listen
+    assert [str(listen.relay), str(listen.admin)] == [value for _, value in named]
 
 
 @pytest.mark.parametrize("unit", [UNIT, TEMPLATE])
