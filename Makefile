@@ -68,6 +68,7 @@ lock:                 ## needs uv; rewrites the locks from pyproject.toml
 	$(LOCK) --all-extras --group make pyproject.toml -o requirements.txt
 	$(LOCK) --group docs -o requirements-docs.txt
 	$(LOCK) --exclude-newer 2025-12-01 --group oldest -o requirements-oldest.txt
+	$(LOCK) --group synapse -c requirements.txt -o appservice_bridge/testing/synapse.txt
 
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

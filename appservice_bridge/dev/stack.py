@@ -140,17 +140,18 @@ async def _start_bridge(stop: AsyncExitStack, stack: Stack, story: Story) -> Non
 def _write_config(stack: Stack) -> None:
     directory = stack.directory
     write_private(directory.admin_token, directory.secrets()["admin_token"])
-    write_private(directory.config, yaml.safe_dump(_config(stack), sort_keys=False))
+    write_private(directory.config, yaml.safe_dump(bridge_config(stack), sort_keys=False))
 
 
-def _config(stack: Stack) -> dict[str, Any]:
+def bridge_config(stack: Stack) -> dict[str, Any]:
+    """The bridge's configuration for these parts, as its file holds it."""
     token_file = str(stack.directory.admin_token)
     return {
         "database": stack.synapse.settings.database,
         "data_dir": str(stack.directory.path / "data"),
         "homeserver": {
             "kind": "synapse",
-            "server_name": SERVER_NAME,
+            "server_name": stack.synapse.settings.server_name,
             "url": stack.synapse.url,
             "capture": "triggers",
         },

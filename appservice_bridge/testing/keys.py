@@ -1,0 +1,72 @@
+"""Claims the one-time keys of an appservice's users until none is left."""
+
+import asyncio
+import uuid
+from typing import Any, Final
+
+from appservice_bridge.config.registrations import read_registration
+from appservice_bridge.dev.synapse_users import register_user
+from appservice_bridge.storage import devices, synapse
+from appservice_bridge.storage.devices import DeviceSeen
+from appservice_bridge.testing.slots import Slot
+from appservice_bridge.testing.stage import Stage
+
+CLAIM: Final = "/_matrix/client/v3/keys/claim"
+ALGORITHM: Final = "signed_curve25519"
+PAGE: Final = 1000
+AT_ONCE: Final = 8
+
+
+async def claim_all(stage: Stage, slot: Slot) -> int:
+    """Claim them all, as a person who is nobody else in the test; how many there were."""
+    left = [device for device in await _devices(stage, slot) if device.one_time_keys]
+    if not left:
+        return 0
+    person = await register_user(
+        stage.stack.synapse.url,
+        shared_secret=stage.directory.secrets()["registration_shared_secret"],
+        localpart=f"claims-{uuid.uuid4().hex[:8]}",
+        password=uuid.uuid4().hex,
+    )
+    rounds = [_round(left, number) for number in range(max(one.one_time_keys for one in left))]
+    gate = asyncio.Semaphore(AT_ONCE)
+    claims = (_claim(stage, person["access_token"], wanted, gate) for wanted in rounds)
+    return sum(await asyncio.gather(*claims))
+
+
+def _round(left: list[DeviceSeen], number: int) -> dict[str, dict[str, str]]:
+    """One key of each device that still has some."""
+    wanted: dict[str, dict[str, str]] = {}
+    for device in left:
+        if device.one_time_keys > number:
+            wanted.setdefault(device.user_id, {})[str(device.device_id)] = ALGORITHM
+    return wanted
+
+
+async def _claim(
+    stage: Stage, token: str, wanted: dict[str, dict[str, str]], gate: asyncio.Semaphore
+) -> int:
+    headers = {"Authorization": f"Bearer {token}"}
+    url = stage.stack.synapse.url + CLAIM
+    async with gate, stage.http.post(url, json={"one_time_keys": wanted}, headers=headers) as got:
+        got.raise_for_status()
+        claimed: dict[str, Any] = (await got.json())["one_time_keys"]
+    return sum(len(device) for user in claimed.values() for device in user.values())
+
+
+async def _devices(stage: Stage, slot: Slot) -> list[DeviceSeen]:
+    registration = read_registration(slot.file).registration
+    if registration is None:
+        return []
+    server_name = stage.options.server_name
+    conn = await stage.connect()
+    try:
+        found: list[DeviceSeen] = []
+        after = ""
+        while page := await synapse.users_page(conn, after=after, size=PAGE):
+            owned = [one for one in page if registration.owns(one, server_name=server_name)]
+            found += await devices.keys_left(conn, owned) if owned else []
+            after = page[-1]
+        return found
+    finally:
+        await conn.close()
