@@ -12,7 +12,7 @@ OLDEST_READY := $(OLDEST)/.ready
 DOCS := .venv-docs
 DOCS_READY := $(DOCS)/.ready
 
-.PHONY: demo dev test test-system test-oldest faults bench check format lock clean screenshots docs
+.PHONY: demo dev test test-system test-oldest faults bench check format lock clean screenshots docs example-mautrix
 
 demo: $(READY)        ## an encrypted message goes round through a real Synapse, step by step
 	$(BIN)/appservice-bridge dev --once
@@ -37,6 +37,12 @@ NOT_ON_OLDEST := module or latency or kills_of_the_bridge or orderly_stop or tho
 test-oldest: $(READY) $(OLDEST_READY) ## end to end on the oldest Synapse that is supported
 	$(BIN)/pytest tests/homeserver --synapse-python $(abspath $(OLDEST)/bin/python) \
 	  -k "not ($(NOT_ON_OLDEST))"
+
+MAUTRIX := .venv-mautrix
+MAUTRIX_READY := $(MAUTRIX)/.ready
+
+example-mautrix: $(READY) $(MAUTRIX_READY) ## a bot on mautrix-python; needs a C++ compiler and cmake
+	cd examples/mautrix_python && MAUTRIX_PYTHON=$(abspath $(MAUTRIX)/bin/python) $(abspath $(BIN)/pytest)
 
 faults: $(READY)      ## what survives which fault, in 45 minutes; SHORT=1: in three
 	$(BIN)/python -m tests.faults $(if $(SHORT),--short,--evidence docs/evidence.md)
@@ -92,5 +98,11 @@ $(DOCS_READY): requirements-docs.txt
 	  -r requirements-docs.txt
 	@touch $(DOCS_READY)
 
+$(MAUTRIX_READY): examples/mautrix_python/requirements.txt
+	@command -v cmake c++ >/dev/null || { echo "needs Debian's g++ and cmake, to build python-olm"; exit 1; }
+	$(PYTHON) -m venv $(MAUTRIX)
+	$(MAUTRIX)/bin/python -m pip install --quiet --disable-pip-version-check -r examples/mautrix_python/requirements.txt
+	@touch $(MAUTRIX_READY)
+
 clean:
-	rm -rf .venv $(OLDEST) $(DOCS) site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv $(OLDEST) $(DOCS) $(MAUTRIX) site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
