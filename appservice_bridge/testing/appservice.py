@@ -194,9 +194,9 @@ class Appservice:
         await self._loop.call(self._expect_nothing(_wanted(type=type, sender=sender), within))
 
     async def claim_all_keys(self) -> int:
-        """Claim every one-time key of the appservice's users, as many people at once would.
+        """Claim every one-time key of the appservice's users; returns how many.
 
-        Returns: how many. The next transaction says that there are none left.
+        The next transaction says that there are none left. Fallback keys stay as they are.
         """
         return await self._loop.call(claim_all(self._stage, self._slot))
 

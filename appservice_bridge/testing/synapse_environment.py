@@ -95,8 +95,8 @@ class SynapseEnvironment:
         return self.python.exists()
 
     def _make(self) -> None:
-        if self.path.exists():
-            shutil.rmtree(self.path)  # its Python is gone
+        for remains in (*self.cache.glob(f".{self.path.name}.*"), self.path):
+            shutil.rmtree(remains, ignore_errors=True)  # of who was killed; or its Python is gone
         half = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.cache))
         try:
             self._run(sys.executable, "-m", "venv", str(half))
