@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from appservice_bridge.testing.background import BackgroundLoop
 from appservice_bridge.testing.explaining import explained
@@ -14,8 +14,8 @@ from appservice_bridge.testing.slots import Slot
 from appservice_bridge.testing.stage import Stage
 from appservice_bridge.testing.stand import Handler, Stand
 
-PATIENCE_SECONDS = 10.0
-QUIET_SECONDS = 1.0
+PATIENCE_SECONDS: Final = 30.0
+QUIET_SECONDS: Final = 1.0
 
 
 class Appservice:
@@ -159,15 +159,33 @@ class Appservice:
         return await self._loop.call(self._expect("ephemeral", wanted, within))
 
     async def expect_transaction(
-        self, where: Callable[[Transaction], bool], *, within: float = PATIENCE_SECONDS
+        self,
+        where: Callable[[Transaction], bool],
+        *,
+        after: Transaction | None = None,
+        within: float = PATIENCE_SECONDS,
     ) -> Transaction:
         """Wait for a taken transaction of which something holds; nothing is claimed.
+
+        Args:
+            where: asked of each.
+            after: look only at what was taken later than this one.
+            within: seconds.
 
         Raises:
             AssertionError: there was none.
         """
         __tracebackhide__ = True
-        return await self._loop.call(self._expect_transaction(where, within))
+        return await self._loop.call(self._expect_transaction(where, after, within))
+
+    async def expect_held(self, *, within: float = PATIENCE_SECONDS) -> Attempt:
+        """Wait until an attempt is held, after `hold`; that attempt.
+
+        Raises:
+            AssertionError: none came.
+        """
+        __tracebackhide__ = True
+        return await self._loop.call(self._expect_held(within))
 
     async def expect_attempts(self, count: int, *, within: float = PATIENCE_SECONDS) -> None:
         """Wait until so many requests with a transaction were begun, answered or not.
@@ -218,17 +236,25 @@ class Appservice:
         raise AssertionError(await self._missed(f"no {kind} {_told(wanted)}", within))
 
     async def _expect_transaction(
-        self, where: Callable[[Transaction], bool], within: float
+        self, where: Callable[[Transaction], bool], after: Transaction | None, within: float
     ) -> Transaction:
         __tracebackhide__ = True
         seen = self._stand.seen
 
         def found() -> list[Transaction]:
-            return [one for one in seen.transactions if where(one)]
+            start = 0 if after is None else seen.transactions.index(after) + 1
+            return [one for one in seen.transactions[start:] if where(one)]
 
         if await seen.until(lambda: bool(found()), within=within):
             return found()[0]
         raise AssertionError(await self._missed("no such transaction", within))
+
+    async def _expect_held(self, within: float) -> Attempt:
+        __tracebackhide__ = True
+        seen = self._stand.seen
+        if await seen.until(lambda: bool(seen.held), within=within):
+            return seen.attempts[max(seen.held)]
+        raise AssertionError(await self._missed("no attempt is held", within))
 
     async def _expect_attempts(self, count: int, within: float) -> None:
         __tracebackhide__ = True

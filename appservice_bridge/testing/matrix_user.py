@@ -16,7 +16,7 @@ from appservice_bridge.testing.seen import JsonDict
 from appservice_bridge.testing.stage import Stage
 
 CLIENT: Final = "/_matrix/client/v3"
-PATIENCE_SECONDS: Final = 10.0
+PATIENCE_SECONDS: Final = 30.0
 FIRST_KEYS: Final = 3
 
 

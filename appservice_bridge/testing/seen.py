@@ -109,10 +109,12 @@ class Seen:
     Attributes:
         attempts: every request, in order.
         transactions: taken by the bot (2xx), in order, each once.
+        held: numbers of attempts that wait for `release`.
     """
 
     attempts: list[Attempt] = field(default_factory=list)
     transactions: list[Transaction] = field(default_factory=list)
+    held: set[int] = field(default_factory=set)
     _claimed: set[tuple[Where, int]] = field(default_factory=set)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -135,6 +137,12 @@ class Seen:
         known = any(one.txn_id == began.txn_id for one in self.transactions)
         if status is not None and 200 <= status < 300 and not known:
             self.transactions.append(Transaction(txn_id=began.txn_id, body=body))
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def hold(self, number: int) -> None:
+        """An attempt waits from now on."""
+        self.held.add(number)
         async with self._changed:
             self._changed.notify_all()
 

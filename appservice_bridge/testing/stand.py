@@ -72,7 +72,9 @@ class Stand:
         seen = self.seen
         number = await seen.begin(path.removeprefix(TRANSACTIONS), body)
         if not self.open.is_set():
+            await seen.hold(number)
             await self.open.wait()
+            seen.held.discard(number)
             if request.transport is None or request.transport.is_closing():
                 await seen.end(number, None, by="hold; the bridge hung up", body=body)
                 return _refused(503, "M_UNKNOWN")  # to nobody
