@@ -37,6 +37,7 @@ log = structlog.get_logger(__name__)
 START_SECONDS: Final = 20.0  # more than an idle DB transaction of another worker may last
 STOP_SECONDS: Final = 25.0  # after SIGTERM; a database that does not answer by then is left
 LOOK_SECONDS: Final = 2.0
+LOOK_PAUSE: Final = 200  # times as long as a look takes, nobody looks
 LOOK_AGAIN_SECONDS: Final = 20.0  # after a refusal: what mends it may be a file nobody watches
 RETRY_SECONDS: Final = 1.0
 
@@ -123,9 +124,11 @@ class Generations:
         watch = FileWatch(self._config)
         clock = asyncio.get_running_loop().time
         asked_at = clock()
-        while not await set_within(stop, LOOK_SECONDS):
-            patterns = self._of.config.registrations
+        pause = LOOK_SECONDS
+        while not await set_within(stop, pause):
+            patterns, began = self._of.config.registrations, clock()
             changed = await asyncio.to_thread(watch.changed, patterns, list(_others(self._of)))
+            pause = max(LOOK_SECONDS, LOOK_PAUSE * (clock() - began))  # with thousands of files
             refused = isinstance(self.reloads.last, ReloadRefused)
             if changed or (refused and clock() - asked_at > LOOK_AGAIN_SECONDS):
                 asked_at = clock()

@@ -29,6 +29,7 @@ from appservice_bridge.storage.notifications import OUTBOX, notify
 log = structlog.get_logger(__name__)
 
 LEASE_SECONDS: Final = 10.0
+CONNECTIONS: Final = 4  # for lanes, and for who comes: leases, commits, intake never wait for them
 LOOK_SECONDS: Final = 2.0  # a notification is a courtesy; the look alone must do
 
 
@@ -53,6 +54,7 @@ class Lanes:
         observer: DeliveryObserver = UNOBSERVED,
     ) -> None:
         self._database = database
+        self._for_lanes = database.limited(CONNECTIONS)
         self._worker_id = worker_id
         self._name = name
         self._destinations = {
@@ -64,7 +66,7 @@ class Lanes:
         self._serving: set[asyncio.Task[None]] = set()
         self._balance = Balance(worker_id)
         self._ended: list[Lease] = []  # served no more, and not handed back yet
-        self._holds = Holds(database, worker_id, destinations, observer)
+        self._holds = Holds(database.limited(CONNECTIONS), worker_id, destinations, observer)
         self._shared = Shared(GroupCommit(database), Bodies(), observer)
         self.connected = ConnectedLanes(self._holds, self._clock, self._shared)
         self.polls = Polls(self._holds)
@@ -220,4 +222,4 @@ class Lanes:
     def _lane(self, lease: Lease) -> Lane:
         destination = self._destinations[lease.appservice_id]
         sender = HttpSender(self._session, destination.registration, destination.policy)
-        return Lane(self._database, lease, destination.policy, sender, self._clock, self._shared)
+        return Lane(self._for_lanes, lease, destination.policy, sender, self._clock, self._shared)

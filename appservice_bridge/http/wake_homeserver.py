@@ -118,18 +118,24 @@ class HomeserverWaker:
         return self._waiting - full
 
     async def _wake_all(self, appservice_ids: set[str]) -> None:
+        first, *others = sorted(appservice_ids)
+        if not await self._wake(first):
+            return  # nor would the others be heard
         async with asyncio.TaskGroup() as group:
-            for appservice_id in sorted(appservice_ids):
+            for appservice_id in others:
                 group.create_task(self._wake(appservice_id), name=f"waker:{appservice_id}")
 
-    async def _wake(self, appservice_id: str) -> None:
+    async def _wake(self, appservice_id: str) -> bool:
+        """Whether the homeserver was reached."""
         async with self._at_once:
             self._waiting.discard(appservice_id)  # before the ping: it may be refused meanwhile
-            if not await self._ping(self._registrations[appservice_id]):
+            done = await self._ping(self._registrations[appservice_id])
+            if not done:
                 self._waiting.add(appservice_id)
+            return done is not None
 
-    async def _ping(self, registration: Registration) -> bool:
-        """Whether nothing is left to do for this appservice."""
+    async def _ping(self, registration: Registration) -> bool | None:
+        """Whether nothing is left to do for this appservice; None: nobody was reached."""
         path = f"/_matrix/client/v1/appservice/{quote(registration.id, safe='')}/ping"
         try:
             async with self._session.post(
@@ -142,7 +148,7 @@ class HomeserverWaker:
                 status = response.status
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             log.info("homeserver.not_reached", reason=type(error).__name__)
-            return False
+            return None if isinstance(error, aiohttp.ClientConnectorError) else False
         if 200 <= status < 300:
             log.info("homeserver.woken", appservice=registration.id)
             return True

@@ -5,7 +5,13 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
+from copy import copy
 from dataclasses import dataclass
 from typing import Final, Self, TypeAlias
 from urllib.parse import urlsplit
@@ -260,6 +266,7 @@ class Database:
 
     def __init__(self, pool: Pool, dsn: str) -> None:
         self._pool = pool
+        self._turns: AbstractAsyncContextManager[object] = nullcontext()
         self.dsn = dsn
 
     @classmethod
@@ -269,7 +276,7 @@ class Database:
         dsn: str,
         *,
         on_connect: Callable[[Connection], Awaitable[object]] | None = None,
-        max_connections: int = 8,
+        max_connections: int = 12,
     ) -> AsyncIterator[Self]:
         """Open a pool for as long as the context lasts; each connection is shown to `on_connect`.
 
@@ -289,6 +296,15 @@ class Database:
             in_use=self._pool.get_size() - idle, idle=idle, limit=self._pool.get_max_size()
         )
 
+    def limited(self, most: int) -> Self:
+        """The same for many who may wait: they have so many of its connections at a time.
+
+        Whoever else needs one then never waits behind all of them.
+        """
+        one = copy(self)
+        one._turns = asyncio.Semaphore(most)  # noqa: SLF001 - our own
+        return one
+
     def abandon(self) -> None:
         """Cut every connection: whatever waits for the database fails at once, from now on."""
         self._pool.terminate()
@@ -303,7 +319,7 @@ class Database:
             DatabaseFaultError: Postgres refused what was asked of it.
         """
         with named_errors():
-            async with self._pool.acquire(timeout=10) as conn:
+            async with self._turns, self._pool.acquire(timeout=10) as conn:
                 try:
                     async with conn.transaction():
                         yield conn  # type: ignore[misc]
@@ -315,7 +331,7 @@ class Database:
     async def statement(self) -> AsyncIterator[Connection]:
         """For one statement, which is a DB transaction of its own; the same errors."""
         with named_errors():
-            async with self._pool.acquire(timeout=10) as conn:
+            async with self._turns, self._pool.acquire(timeout=10) as conn:
                 try:
                     yield conn  # type: ignore[misc]
                 except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError):

@@ -23,7 +23,7 @@ from appservice_bridge.http.wake_homeserver import HomeserverWaker
 from appservice_bridge.storage.database import Database
 from appservice_bridge.storage.migrations import migrate
 from tests.support.appservice import appservice
-from tests.support.bridge import registration, worker, write_files
+from tests.support.bridge import registration, worker, worker_process, write_files
 from tests.support.relaying import PING, TRANSACTIONS, Homeserver, homeserver, relaying
 from tests.support.standin import StandIn, standin_homeserver
 from tests.support.wire import cable
@@ -219,3 +219,14 @@ async def test_a_read_only_database_is_answered_503(
             " where datname = current_database() and pid <> pg_backend_pid()"
         )
         assert {await hs.push("2", EVENT) for _ in range(2)} == {503}
+
+
+async def test_a_homeserver_that_is_away_is_asked_once_a_round_not_once_an_appservice(
+    database: str, tmp_path: Path
+) -> None:
+    ours = [registration(f"r{n}", "http://127.0.0.1:9", users=[f"@r{n}_.*"]) for n in range(20)]
+    files = write_files(tmp_path, database, ours)
+    async with worker_process(files) as one, asyncio.timeout(30):
+        while one.log.read_bytes().count(b"homeserver.not_reached") < 2:
+            await asyncio.sleep(0.1)
+        assert one.log.read_bytes().count(b"homeserver.not_reached") < 10
