@@ -114,7 +114,7 @@ class Lane:
                     continue
                 again = not owed.attempt_open
                 self.sending = not again
-                step = self._refusing.open(owed) if again else self._deliver(owed, stop)
+                step = self._open(owed) if again else self._deliver(owed, stop)
                 owed = await self._or_halt(step)
             except DatabaseUnavailableError as error:
                 self._log.warning("lane.rests", reason=error.reason)
@@ -184,6 +184,13 @@ class Lane:
                 await lanes.halt(conn, self._lease, outcome="altered")
             self._rest_for(float("inf"))
             return None
+
+    async def _open(self, owed: Sealed) -> Sealed | None:
+        """Begin another attempt, or what an operator wants in its place."""
+        opened = await self._refusing.open(owed)
+        if opened is None or opened.number != owed.number:
+            self._attempt = 0
+        return opened
 
     async def _deliver(self, owed: Sealed, stop: asyncio.Event) -> Sealed | None:
         """One attempt, and what follows: the next transaction, or the same one again."""

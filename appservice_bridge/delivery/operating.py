@@ -42,13 +42,40 @@ class PausedError(BridgeError):
 
 
 class NothingInFlightError(BridgeError):
-    """There is no transaction that could be split."""
+    """There is no transaction that could be split or buried."""
 
-    def __init__(self, appservice_id: str) -> None:
+    def __init__(self, appservice_id: str, to: str) -> None:
         super().__init__(
-            f"nothing of {appservice_id} is in flight, so there is nothing to split; "
+            f"nothing of {appservice_id} is in flight, so there is nothing to {to}; "
             f"`appservice-bridge transactions {appservice_id}` shows what is"
         )
+
+
+class SeveralInFlightError(BridgeError):
+    """More than one thing would be set aside; it must be split first."""
+
+    def __init__(self, appservice_id: str, one: OwedTransaction) -> None:
+        told = one.device_lists + one.device_keys
+        what = [f"{one.items} items" if one.items != 1 else "1 item"] if one.items else []
+        what += (
+            [f"{told} updates of users and devices" if told != 1 else "1 update"] if told else []
+        )
+        super().__init__(
+            f"{one.txn_id} is not buried: it holds {' and '.join(what)}: "
+            f"`appservice-bridge retry {appservice_id} --split` first"
+        )
+        self.txn_id = one.txn_id
+
+
+class NotInFlightError(BridgeError):
+    """What an operator meant is not what would be set aside now; nothing is."""
+
+    def __init__(self, appservice_id: str, txn_id: str) -> None:
+        super().__init__(
+            f"{txn_id} is not in flight any more, and nothing was set aside; "
+            f"`appservice-bridge transactions {appservice_id}` shows what is"
+        )
+        self.txn_id = txn_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,12 +101,57 @@ async def retry(
         if standing.paused_at is not None:
             raise PausedError(appservice_id, standing)
         if split and not standing.in_flight:
-            raise NothingInFlightError(appservice_id)
+            raise NothingInFlightError(appservice_id, "split")
         if split:
             await orders.ask_split(conn, appservice_id)
         await orders.go_on(conn, appservice_id)
         outcome = "rest ended, may be split" if split else "rest ended"
         await admin_audit.write(conn, by, "retry", appservice_id=appservice_id, outcome=outcome)
+        return standing
+
+
+async def buriable(database: Database, appservice_id: str) -> OwedTransaction:
+    """The transaction in flight, if it is of one item, user or device: what `bury` would bury.
+
+    Raises:
+        UnknownAppserviceError, PausedError, NothingInFlightError, SeveralInFlightError: as they
+            say.
+    """
+    async with database.transaction() as conn:
+        one = await _first(conn, appservice_id, await _standing(conn, appservice_id))
+        if one is None:
+            raise NothingInFlightError(appservice_id, "bury")
+        return _alone(appservice_id, one)
+
+
+async def bury(database: Database, appservice_id: str, txn_id: str, *, by: Author) -> Standing:
+    """Have this transaction set aside as a dead letter, and the lane go on.
+
+    Its lane does it, in place of the next attempt or after the one that is under way; an ack that
+    comes first wins. The word stands with the transaction until either, also across restarts.
+    Dying before the commit does nothing.
+
+    Raises:
+        UnknownAppserviceError, PausedError, SeveralInFlightError: as they say.
+        NotInFlightError: it was taken or replaced meanwhile; nothing is set aside.
+    """
+    async with database.transaction() as conn:
+        standing = await _standing(conn, appservice_id)
+        one = await _first(conn, appservice_id, standing)
+        if one is None or one.txn_id != txn_id:
+            raise NotInFlightError(appservice_id, txn_id)
+        number = _alone(appservice_id, one).number
+        if not await orders.ask_bury(conn, appservice_id, number=number):
+            raise NotInFlightError(appservice_id, txn_id)
+        await orders.go_on(conn, appservice_id)
+        await admin_audit.write(
+            conn,
+            by,
+            "retry",
+            appservice_id=appservice_id,
+            subjects=[txn_id],
+            outcome="rest ended, to be buried",
+        )
         return standing
 
 
@@ -249,6 +321,21 @@ async def _in_batches(
         done |= changed
         tell(min(start + BATCH, len(ids)), len(ids))
     return done
+
+
+async def _first(
+    conn: Connection, appservice_id: str, standing: Standing
+) -> OwedTransaction | None:
+    """The transaction in flight, of a lane that is not paused."""
+    if standing.paused_at is not None:
+        raise PausedError(appservice_id, standing)
+    return next(iter(await owed.owed(conn, appservice_id)), None)
+
+
+def _alone(appservice_id: str, one: OwedTransaction) -> OwedTransaction:
+    if one.things != 1:
+        raise SeveralInFlightError(appservice_id, one)
+    return one
 
 
 async def _standing(conn: Connection, appservice_id: str) -> Standing:

@@ -150,9 +150,8 @@ async def _to_give_out(conn: Connection, lease: Lease, policy: DeliveryPolicy) -
     """What is owed, with an attempt open: whoever is given it may process it."""
     state = await lanes.hold(conn, lease)
     owed = await sealing.owed(conn, lease, policy, state)
-    again = state.in_flight
-    while owed is not None and (again or not owed.attempt_open):
-        owed, again = await begin(conn, lease, policy, owed), False
+    while owed is not None and not owed.attempt_open:
+        owed = await begin(conn, lease, policy, owed)
     return owed
 
 

@@ -32,7 +32,7 @@ from appservice_bridge.storage.database import Connection, Database
 from appservice_bridge.storage.lanes import LaneState
 from appservice_bridge.storage.leases import Lease
 from appservice_bridge.storage.ledger import LedgerKey
-from appservice_bridge.storage.refused import Answer
+from appservice_bridge.storage.refused import Answer, Grounds
 from appservice_bridge.storage.sealed import Sealed
 
 log = structlog.get_logger(__name__)
@@ -94,11 +94,12 @@ class Refusing:
         async with self._database.transaction() as conn:
             rest = await self._rest(conn, owed, attempt)
             known, state, step = await self._step(conn, owed, attempt, counted=counted)
+            ordered = state.bury_asked == known.number
             probe_id = following = None
             if isinstance(step, Probe):
                 probe_id = await lanes.take_number(conn, self._lease, state)
             if isinstance(step, Replace):
-                following = await self._replace(conn, known, step.by, attempt)
+                following = await self._replace(conn, known, step.by, attempt, ordered=ordered)
         match step:
             case SendAgain():
                 return Aftermath(owed=known, rest_seconds=rest)
@@ -117,11 +118,10 @@ class Refusing:
                 assert_never(step)
 
     async def open(self, owed: Sealed) -> Sealed | None:
-        """Say that another attempt begins, or split what an operator wants split; None: paused.
+        """Say that another attempt begins, or do what an operator wants done; see `begin`.
 
         Raises:
-            LeaseLostError: someone else holds the lane.
-            AlteredTransactionError: it was to be split, and is not what was sealed.
+            LeaseLostError, AlteredTransactionError: as it says.
         """
         async with self._database.transaction() as conn:
             return await begin(conn, self._lease, self._policy, owed)
@@ -191,6 +191,7 @@ class Refusing:
             refused_seconds=refused_seconds,
             probed=self._probed_after == known.number,
             split_asked=state.split_asked,
+            bury_asked=state.bury_asked == known.number,
         )
         self._probed_after = None
         by = replacement(history)
@@ -225,28 +226,37 @@ class Refusing:
         return taken
 
     async def _replace(
-        self, conn: Connection, refused: Sealed, by: Replacement, attempt: Attempt
+        self,
+        conn: Connection,
+        refused: Sealed,
+        by: Replacement,
+        attempt: Attempt,
+        *,
+        ordered: bool = False,
     ) -> Sealed | None:
-        answer = _answer(attempt)
-        return await _replace(conn, self._lease, self._policy, refused, by, answer)
+        grounds = Grounds(answer=_answer(attempt), ordered=ordered)
+        return await _replace(conn, self._lease, self._policy, refused, by, grounds)
 
 
 async def begin(
     conn: Connection, lease: Lease, policy: DeliveryPolicy, owed: Sealed
 ) -> Sealed | None:
-    """Say that another attempt begins, or split what an operator wants split; None: paused.
+    """Say that another attempt begins, or do what an operator wants done instead.
 
-    In the DB transaction of the caller. Of the first part no attempt has begun.
+    In the DB transaction of the caller. Returns what is owed then: the first part, of which no
+    attempt has begun; what follows one that was set aside. None: paused, or nothing follows.
 
     Raises:
         LeaseLostError: someone else holds the lane.
-        AlteredTransactionError: it was to be split, and is not what was sealed.
+        AlteredTransactionError: it was to be replaced, and is not what was sealed.
     """
     state = await lanes.hold(conn, lease)
     if state.paused:
         return None
+    by = replacement(History(items=owed.items, updates=owed.updates))
+    if state.bury_asked == owed.number and by.buries:
+        return await _replace(conn, lease, policy, owed, by, Grounds(ordered=True))
     if state.split_asked:
-        by = replacement(History(items=owed.items, updates=owed.updates))
         if not by.buries:
             return await _replace(conn, lease, policy, owed, by, None)
         await lanes.forget_split(conn, lease)
@@ -259,10 +269,10 @@ async def _replace(
     policy: DeliveryPolicy,
     refused: Sealed,
     by: Replacement,
-    answer: Answer | None,
+    grounds: Grounds | None,
 ) -> Sealed | None:
-    """In the DB transaction of the caller; `answer` is None where there was none."""
-    following = await replace_refused(conn, lease, policy, refused, by, answer)
+    """In the DB transaction of the caller; without grounds nothing is buried."""
+    following = await replace_refused(conn, lease, policy, refused, by, grounds)
     if refused.doubtful:
         suspect = LedgerKey(lease.appservice_id, "transaction", LedgerOutcome.SUSPECT)
         await ledger.count(conn, {suspect: 1})
@@ -275,6 +285,7 @@ async def _replace(
         items=refused.items,
         updates=refused.updates,
         doubtful=refused.doubtful,
+        ordered=grounds is not None and grounds.ordered,
     )
     return following
 

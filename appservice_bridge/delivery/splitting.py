@@ -1,4 +1,4 @@
-"""Puts parts, or nothing, in the place of a transaction that was definitely refused."""
+"""Puts parts, or nothing, in the place of a transaction that is not taken."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from appservice_bridge.storage import lanes, outbox, refused, sealed, untold
 from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.lanes import LaneState
 from appservice_bridge.storage.leases import Lease, LeaseLostError
-from appservice_bridge.storage.refused import Answer
+from appservice_bridge.storage.refused import Grounds
 from appservice_bridge.storage.sealed import Sealed, count_kinds
 
 
@@ -22,7 +22,7 @@ async def replace_refused(
     policy: DeliveryPolicy,
     parent: Sealed,
     by: Replacement,
-    answer: Answer | None,
+    grounds: Grounds | None,
 ) -> Sealed | None:
     """Replace the transaction in flight; returns what is owed then, as `sealing.owed` does.
 
@@ -38,7 +38,7 @@ async def replace_refused(
     if stored.number != parent.number:
         raise LeaseLostError(lease.appservice_id)
     await sealed.replace(conn, lease, stored)
-    upto = await _put_in_place(conn, lease, policy, state, stored, by, answer)
+    upto = await _put_in_place(conn, lease, policy, state, stored, by, grounds)
     await lanes.go_on(conn, lease, acked_to=upto)
     return await sealing.owed(conn, lease, policy, await lanes.hold(conn, lease))
 
@@ -50,7 +50,7 @@ async def _put_in_place(
     state: LaneState,
     parent: Sealed,
     by: Replacement,
-    answer: Answer | None,
+    grounds: Grounds | None,
 ) -> int:
     """Up to which position nothing is owed any more."""
     appservice_id = lease.appservice_id
@@ -62,12 +62,12 @@ async def _put_in_place(
             return state.acked_to
         case Replacement.FEWER_UPDATES:
             await _tell_later(conn, lease, parent, most=parent.updates // 2)
-        case Replacement.BURIED_ITEM | Replacement.BURIED_UPDATE if answer is None:
-            raise ValueError(f"{by} without a refusal")
+        case Replacement.BURIED_ITEM | Replacement.BURIED_UPDATE if grounds is None:
+            raise ValueError(f"{by} without grounds")
         case Replacement.BURIED_ITEM:
-            await refused.bury_item(conn, appservice_id, parent, answer)
+            await refused.bury_item(conn, appservice_id, parent, grounds)
         case Replacement.BURIED_UPDATE:
-            await refused.bury_update(conn, appservice_id, parent, answer)
+            await refused.bury_update(conn, appservice_id, parent, grounds)
         case _:
             assert_never(by)
     return parent.last_position

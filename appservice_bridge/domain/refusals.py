@@ -45,6 +45,7 @@ class History:
         refused_seconds: since the first of them.
         probed: between this refusal and the one before it, a probe was acked.
         split_asked: an operator said that it is to be split, whatever may have been processed.
+        bury_asked: an operator said that its one item, user or device is to be set aside.
     """
 
     items: int
@@ -56,6 +57,7 @@ class History:
     refused_seconds: float = 0.0
     probed: bool = False
     split_asked: bool = False
+    bury_asked: bool = False
 
 
 class Replacement(StrEnum):
@@ -111,10 +113,10 @@ def next_step(failed: Refused | Unreachable, history: History, thresholds: Thres
     """What follows an attempt that failed.
 
     Nothing is split that may have been processed, but for suspects and on an operator's word; and
-    nothing is buried but between whose last two refusals a probe was acked.
+    nothing is buried but between whose last two refusals a probe was acked, and on a word for it.
     """
     by = replacement(history)
-    if history.split_asked and not by.buries:
+    if history.bury_asked if by.buries else history.split_asked:
         return Replace(by=by)
     if not isinstance(failed, Refused) or not history.counted:
         return SendAgain()

@@ -16,7 +16,7 @@ update sealed s set attempt_open = true
 
 DOUBT: Final = """
 -- attempts.doubt: only for who holds the lane
-update sealed s set doubtful = true
+update sealed s set doubtful = true, attempt_open = false
   from lane l
  where s.appservice_id = $1 and s.number = $3 and l.appservice_id = $1 and l.lease_token = $2
 """
@@ -47,14 +47,14 @@ async def open_(conn: Connection, lease: Lease, sealed: Sealed) -> Sealed:
 
 
 async def doubt(conn: Connection, lease: Lease, sealed: Sealed) -> Sealed:
-    """An attempt was found open: nobody knows what came of it.
+    """An attempt was found open: nobody knows what came of it. Another begins with `open_`.
 
     Raises:
         LeaseLostError: someone else holds the lane.
     """
     if await conn.execute(DOUBT, lease.appservice_id, lease.token, sealed.number) != "UPDATE 1":
         raise LeaseLostError(lease.appservice_id)
-    return replace(sealed, doubtful=True)
+    return replace(sealed, attempt_open=False, doubtful=True)
 
 
 async def close(

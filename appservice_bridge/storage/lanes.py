@@ -19,7 +19,9 @@ select epoch, next_number, sealed_to, acked_to, failed_attempts,
        exists (select from deleted_device d where d.appservice_id = $1) as deleted_devices,
        case when body_cap_at > clock_timestamp() - interval '1 day' then body_cap_bytes end
            as body_cap_bytes,
-       updates_cap, paused_at is not null as paused, split_asked_at is not null as split_asked
+       updates_cap, paused_at is not null as paused, split_asked_at is not null as split_asked,
+       (select min(number) from sealed s
+         where s.appservice_id = $1 and s.bury_asked_at is not null) as bury_asked
   from lane where appservice_id = $1 and lease_token = $2 for update
 """
 
@@ -122,6 +124,7 @@ class LaneState:
             many as fit, with items.
         paused: by an operator; nothing is to be sealed or sent.
         split_asked: by an operator, for what is in flight.
+        bury_asked: number of the transaction in flight that an operator wants set aside.
     """
 
     epoch: str
@@ -137,6 +140,7 @@ class LaneState:
     updates_cap: int | None
     paused: bool
     split_asked: bool
+    bury_asked: int | None
 
     @property
     def in_flight(self) -> bool:

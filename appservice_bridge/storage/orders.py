@@ -1,4 +1,4 @@
-"""What operators say of a lane: it goes on at once, splits what it holds, pauses, resumes."""
+"""What operators say of a lane: it goes on at once, splits or buries what it holds, pauses."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,6 +27,16 @@ select l.paused_at, exists (select from sealed s where s.appservice_id = $1) as 
 ASK_SPLIT: Final = """
 -- orders.ask_split
 update lane set split_asked_at = clock_timestamp() where appservice_id = $1
+"""
+
+ASK_BURY: Final = """
+-- orders.ask_bury: only for who holds the lane's row; one that is being acknowledged is left alone
+with here as (
+    select appservice_id, number from sealed
+     where appservice_id = $1 and number = $2 for update skip locked
+)
+update sealed s set bury_asked_at = coalesce(s.bury_asked_at, clock_timestamp())
+  from here h where s.appservice_id = h.appservice_id and s.number = h.number
 """
 
 PAUSE: Final = """
@@ -88,6 +98,15 @@ async def go_on(conn: Connection, appservice_id: str) -> None:
 async def ask_split(conn: Connection, appservice_id: str) -> None:
     """What is in flight may be replaced by parts, though some of it may be seen twice then."""
     await conn.execute(ASK_SPLIT, appservice_id)
+
+
+async def ask_bury(conn: Connection, appservice_id: str, *, number: int) -> bool:
+    """The transaction of this number is to be set aside; False: it was taken just now.
+
+    The lane's row must be held; an ack has the transaction's row before that, and is not waited
+    for.
+    """
+    return await conn.execute(ASK_BURY, appservice_id, number) == "UPDATE 1"
 
 
 async def pause(conn: Connection, appservice_id: str) -> None:

@@ -9,7 +9,7 @@ from appservice_bridge.storage.database import Connection
 OWED: Final = """
 -- owed.owed: in the order in which they are sent
 select s.txn_id, s.number, s.items, s.device_lists, s.device_keys, s.body_bytes, s.sealed_at,
-       s.refusals, s.refused_since, s.doubtful, s.part_of
+       s.refusals, s.refused_since, s.doubtful, s.part_of, s.bury_asked_at
   from sealed s where s.appservice_id = $1 order by s.first_position, s.last_position, s.number
 """
 
@@ -32,6 +32,7 @@ class OwedTransaction:
         refusals: definite ones, since it was sealed.
         doubtful: an attempt of it ended without an answer, so it may have been processed.
         part_of: number of the transaction that it was split off.
+        bury_asked_at: since when an operator wants it set aside.
     """
 
     txn_id: str
@@ -45,6 +46,12 @@ class OwedTransaction:
     refused_since: datetime | None
     doubtful: bool
     part_of: int | None
+    bury_asked_at: datetime | None
+
+    @property
+    def things(self) -> int:
+        """Items, and users and devices that it tells of."""
+        return self.items + self.device_lists + self.device_keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

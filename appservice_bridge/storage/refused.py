@@ -1,4 +1,4 @@
-"""What an appservice refused, and it alone: set aside with the answer."""
+"""One thing that an appservice does not take, and it alone: set aside, with the answer if any."""
 
 from dataclasses import dataclass, field
 from typing import Final
@@ -10,7 +10,8 @@ from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.ledger import LedgerKey
 from appservice_bridge.storage.sealed import Sealed
 
-REASON: Final = "the appservice refused it"
+REFUSED: Final = "the appservice refused it"
+ORDERED: Final = "set aside by an operator"
 
 BURY_ITEM: Final = """
 -- refused.bury_item: only for who holds the lane's row
@@ -49,30 +50,53 @@ class Answer:
     text: str = field(repr=False)
 
 
-async def bury_item(conn: Connection, appservice_id: str, of: Sealed, answer: Answer) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grounds:
+    """Why something is set aside.
+
+    Attributes:
+        answer: to the last attempt; None: there was none.
+        ordered: an operator wants it.
+    """
+
+    answer: Answer | None = None
+    ordered: bool = False
+
+    @property
+    def reason(self) -> str:
+        """As the dead letter says it."""
+        return ORDERED if self.ordered else REFUSED
+
+    @property
+    def told(self) -> tuple[int | None, str | None, str | None]:
+        """Status, error code and text of the answer."""
+        if self.answer is None:
+            return None, None, None
+        return self.answer.status, self.answer.errcode, self.answer.text
+
+
+async def bury_item(conn: Connection, appservice_id: str, of: Sealed, grounds: Grounds) -> None:
     """Set the one item of a transaction aside; the lane's row must be held.
 
     Raises:
         AlteredTransactionError: there is not one item; roll back.
     """
-    told = (answer.status, answer.errcode, answer.text)
-    dead = await conn.fetch(
-        BURY_ITEM, appservice_id, of.first_position, of.last_position, REASON, of.txn_id, *told
-    )
+    why = (grounds.reason, of.txn_id, *grounds.told)
+    dead = await conn.fetch(BURY_ITEM, appservice_id, of.first_position, of.last_position, *why)
     if len(dead) != 1:
         raise AlteredTransactionError(of.txn_id)
     await outbox.count_out(conn, appservice_id, dead[0]["bytes"])
     await ledger.count(conn, {LedgerKey(appservice_id, dead[0]["kind"], LedgerOutcome.BURIED): 1})
 
 
-async def bury_update(conn: Connection, appservice_id: str, of: Sealed, answer: Answer) -> None:
+async def bury_update(conn: Connection, appservice_id: str, of: Sealed, grounds: Grounds) -> None:
     """Say of the one user or device that a transaction tells of that it is not told.
 
     What changed again meanwhile is told in another transaction, and nothing is given up.
     """
     for one in await untold.drop(conn, appservice_id, number=of.number):
-        told = (of.txn_id, answer.status, answer.errcode, answer.text)
+        whom = (one.user_id, one.device_id)
         await conn.execute(
-            BURY_UPDATE, appservice_id, one.kind, REASON, one.user_id, one.device_id, *told
+            BURY_UPDATE, appservice_id, one.kind, grounds.reason, *whom, of.txn_id, *grounds.told
         )
         await ledger.count(conn, {LedgerKey(appservice_id, one.kind, LedgerOutcome.BURIED): 1})

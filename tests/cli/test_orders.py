@@ -1,22 +1,27 @@
 """`retry`, `pause`, `resume` and `transactions`: what is said of a lane."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from appservice_bridge.cli.context import owners
+from appservice_bridge.delivery import operating
+from appservice_bridge.delivery.operating import NotInFlightError, PausedError, SeveralInFlightError
 from appservice_bridge.routing.announcing import announce, go_live
 from appservice_bridge.storage.database import Database
 from tests.support.appservice import Appservice, appservice, ok
 from tests.support.bridge import Files, registration, worker, write_files
 from tests.support.command import command
-from tests.support.dead_letters import set_aside
+from tests.support.dead_letters import BY, set_aside
 from tests.support.facts import Connection, capture
 
 BOT: Final = "@b_1:example.org"
 LONG: Final = {"backoff": {"first_seconds": 300, "ceiling_seconds": 300}}
+ASKED: Final = """select coalesce(array_agg(number), '{}') from appservice_bridge.sealed
+                   where bury_asked_at is not null"""
 LANE: Final = "select * from appservice_bridge.lane"
 
 
@@ -35,8 +40,8 @@ async def files(tmp_path: Path, database: str, db: Database) -> Files:
     return files
 
 
-async def run(files: Files, *arguments: str) -> tuple[int, str, str]:
-    return await command(*arguments, "--config", str(files.config))
+async def run(files: Files, *arguments: str, typed: str = "") -> tuple[int, str, str]:
+    return await command(*arguments, "--config", str(files.config), typed=typed)
 
 
 async def seal(pg: Connection, **columns: Any) -> None:
@@ -123,6 +128,97 @@ async def test_split_is_asked_for_where_something_is_in_flight(
     assert await pg.fetchval(asked)
 
 
+async def test_what_is_to_be_buried_is_named_and_asked_about(pg: Connection, files: Files) -> None:
+    await seal(pg, items=1, doubtful=True)
+    code, out, err = await run(files, "retry", "bot", "--bury", typed="n\n")
+    assert code == 1
+    assert "abtest-7, the one item in it, will not be delivered" in out + err
+    assert "may have been processed. Bury it?" in out + err
+    assert await pg.fetchval(ASKED) == []
+    code, out, _ = await run(files, "retry", "bot", "--bury", typed="y\n")
+    assert code == 0
+    assert "abtest-7 becomes a dead letter instead of being sent to bot again" in out
+    assert "no worker runs that serves it" in out
+    assert await pg.fetchval(ASKED) == [7]
+    assert "to be set aside" in (await run(files, "transactions", "bot"))[1]
+    assert await pg.fetchval("select due_at <= now() from appservice_bridge.lane")
+    done = "select array[action, outcome] || subjects from appservice_bridge.admin_audit"
+    assert await pg.fetchval(done) == ["retry", "rest ended, to be buried", "abtest-7"]
+    assert (await run(files, "retry", "bot", "--bury", "--yes"))[0] == 0  # said twice is said
+
+
+@pytest.mark.parametrize(
+    ("holds", "told"),
+    [
+        ({"items": 3}, "it holds 3 items:"),
+        ({"items": 1, "device_lists": 1}, "it holds 1 item and 1 update:"),
+        (
+            {"items": 0, "device_lists": 1, "device_keys": 1},
+            "it holds 2 updates of users and devices:",
+        ),
+    ],
+)
+async def test_what_holds_more_than_one_thing_is_to_be_split_first(
+    pg: Connection, files: Files, db: Database, holds: dict[str, int], told: str
+) -> None:
+    await seal(pg, **holds)
+    said = re.escape(f"{told} `appservice-bridge retry bot --split` first")
+    with pytest.raises(SeveralInFlightError, match=said):
+        await operating.buriable(db, "bot")
+    with pytest.raises(SeveralInFlightError, match=said):
+        await operating.bury(db, "bot", "abtest-7", by=BY)
+    assert await pg.fetchval(ASKED) == []
+
+
+async def test_nothing_is_buried_of_a_lane_that_is_paused_or_owes_nothing(
+    pg: Connection, files: Files, db: Database
+) -> None:
+    code, out, err = await run(files, "retry", "bot", "--bury", "--yes")
+    assert (code, out) == (1, "")
+    assert "nothing of bot is in flight, so there is nothing to bury" in err
+    await seal(pg, items=0, device_keys=1)
+    shown = await operating.buriable(db, "bot")
+    await operating.pause(db, "bot", by=BY)
+    with pytest.raises(PausedError):
+        await operating.buriable(db, "bot")
+    with pytest.raises(PausedError):
+        await operating.bury(db, "bot", shown.txn_id, by=BY)
+    assert await pg.fetchval(ASKED) == []
+
+
+@pytest.mark.parametrize("words", [["--bury", "--split"], ["--yes"]])
+async def test_to_split_and_to_bury_are_two_words(files: Files, words: list[str]) -> None:
+    assert (await run(files, "retry", "bot", *words))[0] == 2
+
+
+async def test_only_the_transaction_that_was_shown_is_buried(
+    pg: Connection, files: Files, db: Database
+) -> None:
+    await seal(pg, items=1)
+    shown = await operating.buriable(db, "bot")
+    await pg.execute("delete from appservice_bridge.sealed")  # it was acknowledged
+    with pytest.raises(NotInFlightError, match="abtest-7 is not in flight any more"):
+        await operating.bury(db, "bot", shown.txn_id, by=BY)
+    await seal(pg, items=1, number=8, txn_id="abtest-8")
+    await pg.execute("update appservice_bridge.lane set due_at = 'infinity'")
+    with pytest.raises(NotInFlightError):
+        await operating.bury(db, "bot", shown.txn_id, by=BY)
+    assert await pg.fetchval(ASKED) == []
+    assert await pg.fetchval("select due_at = 'infinity' from appservice_bridge.lane")
+
+
+async def test_one_that_is_being_acknowledged_is_neither_buried_nor_waited_for(
+    pg: Connection, files: Files, db: Database
+) -> None:
+    await seal(pg, items=1)
+    async with pg.transaction():  # an ack has the transaction first, and then wants the lane
+        await pg.execute("delete from appservice_bridge.sealed")
+        with pytest.raises(NotInFlightError):
+            await operating.bury(db, "bot", "abtest-7", by=BY)
+        await pg.execute("update appservice_bridge.lane set acked_to = 3")
+    assert await pg.fetchval(ASKED) == []
+
+
 async def test_a_lane_is_paused_until_it_is_resumed(pg: Connection, files: Files) -> None:
     paused = "select paused_at from appservice_bridge.lane"
     assert (await run(files, "pause", "bot"))[:2] == (
@@ -197,6 +293,7 @@ async def test_transactions_as_json_names_everything(pg: Connection, files: File
             "refused_since": None,
             "doubtful": False,
             "part_of": None,
+            "bury_asked_at": None,
         }
     ]
     assert shown["lane"]["rest_seconds"] is None  # it was halted

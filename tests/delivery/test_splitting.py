@@ -17,7 +17,7 @@ from appservice_bridge.routing.intake import Intake
 from appservice_bridge.storage import lanes, leases, owed, sealed
 from appservice_bridge.storage.database import Connection, Database
 from appservice_bridge.storage.leases import Lease, LeaseLostError
-from appservice_bridge.storage.refused import Answer
+from appservice_bridge.storage.refused import Answer, Grounds
 from appservice_bridge.storage.sealed import Sealed
 
 KINDS = ["event", "ephemeral", "to_device", "dropped"]
@@ -224,6 +224,6 @@ async def test_what_was_for_the_next_device_of_a_name_can_be_put_back(
     assert one.items == 1
     async with db.transaction() as conn:
         await conn.execute("update deleted_device set upto = $1", upto)
-        answer = Answer(status=400, errcode=None, text="")
-        await replace_refused(conn, lease, policy, one, Replacement.BURIED_ITEM, answer)
+        grounds = Grounds(answer=Answer(status=400, errcode=None, text=""))
+        await replace_refused(conn, lease, policy, one, Replacement.BURIED_ITEM, grounds)
         assert await conn.fetchval("select redrivable from dead_letter") is redrivable

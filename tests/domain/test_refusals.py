@@ -113,6 +113,24 @@ def test_an_operator_s_word_splits_anything_and_buries_nothing(
     assert asked(**USER) == AGAIN
 
 
+@pytest.mark.parametrize(
+    "failed", [Unreachable(reason="timeout"), Refused(status=404), Refused(status=500)]
+)
+@pytest.mark.parametrize("doubtful", [False, True])
+def test_an_operator_s_word_to_bury_buries_one_thing_and_splits_nothing(
+    failed: Refused | Unreachable, doubtful: bool
+) -> None:
+    def asked(**known: Any) -> Step:
+        history = History(**known, doubtful=doubtful, bury_asked=True)
+        return next_step(failed, history, Thresholds())
+
+    assert asked(**ONE) == Replace(by=ITEM)
+    assert asked(**USER) == Replace(by=UPDATE)
+    assert asked(**MANY) == AGAIN
+    assert asked(**MIXED) == AGAIN
+    assert asked(**TOLD) == AGAIN
+
+
 def test_a_transport_that_does_not_answer_makes_no_suspect() -> None:
     history = History(**MANY, **SUSPECT | {"counted": False})
     assert next_step(Unreachable(reason="timeout"), history, Thresholds()) == AGAIN

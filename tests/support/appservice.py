@@ -36,12 +36,19 @@ def ok(_request: Request) -> tuple[int, dict[str, str], bytes]:
     return 200, {}, b"{}"
 
 
+def _set() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 @dataclass(kw_only=True)
 class Appservice:
     """What the appservice saw, and how it answers: `answer` may be replaced at any time.
 
     Attributes:
         slow: seconds that this one request waits for its answer, beside `delay_seconds`.
+        open: nothing is answered while it is not set.
     """
 
     url: str = ""
@@ -50,6 +57,7 @@ class Appservice:
     answer: Answer = ok
     delay_seconds: float = 0.0
     slow: Callable[[Request], float] = lambda _: 0.0
+    open: asyncio.Event = field(default_factory=_set)
     running: int = 0
     most_running: int = 0
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -74,6 +82,7 @@ class Appservice:
         async with self.changed:
             self.changed.notify_all()
         await asyncio.sleep(self.delay_seconds + self.slow(seen))
+        await self.open.wait()
         status, headers, body = self.answer(seen)
         if 200 <= status < 300:
             self.taken.append(seen)
