@@ -10,7 +10,12 @@ from aiohttp import web
 
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.delivery.history import History
-from appservice_bridge.delivery.operating import NothingInFlightError, PausedError
+from appservice_bridge.delivery.operating import (
+    NothingInFlightError,
+    NotInFlightError,
+    PausedError,
+    SeveralInFlightError,
+)
 from appservice_bridge.delivery.replaying import NothingKeptError
 from appservice_bridge.domain.author import Author
 from appservice_bridge.domain.owners import Owners
@@ -62,6 +67,8 @@ there is no CORS."""
 _NOT_AS_IT_IS: Final = (
     PausedError,
     NothingInFlightError,
+    NotInFlightError,
+    SeveralInFlightError,
     NothingKeptError,
     NoEncryptionError,
     NothingToReadError,

@@ -86,9 +86,15 @@ class Orders:
     @needs(Role.OPERATOR)
     async def _retry(self, request: web.Request) -> web.Response:
         id_ = asked.appservice_id(request)
-        split = _switch(await asked.members(request, "split"), "split")
-        standing = await operating.retry(self._database, id_, by=author(request), split=split)
-        return _ordered(id_, "retried", standing)
+        members = await asked.members(request, "split", "bury")
+        split, by = _switch(members, "split"), author(request)
+        if "bury" not in members:
+            standing = await operating.retry(self._database, id_, by=by, split=split)
+            return _ordered(id_, "retried", standing)
+        if split:
+            raise NotUnderstoodError("M_BAD_JSON", "give split or bury")
+        txn_id = _plain(members["bury"], "bury")
+        return _ordered(id_, "buries", await operating.bury(self._database, id_, txn_id, by=by))
 
     @needs(Role.OPERATOR)
     async def _ping(self, request: web.Request) -> web.Response:

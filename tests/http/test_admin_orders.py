@@ -1,5 +1,6 @@
 """What operators change at the admin port: done at once, and put down with who did it."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -94,6 +95,24 @@ async def test_retry_ends_a_rest_and_may_ask_for_a_split(
     assert await refused(ops, "/appservices/gone/retry", {"split": True}) == (409, "M_UNKNOWN")
 
 
+async def test_retry_sets_aside_the_one_item_of_the_transaction_that_is_named(
+    ops: Operator, pg: Connection, bot: Appservice
+) -> None:
+    bot.answer = lambda _: (503, {}, b"{}")
+    await capture(pg, BOT, 1)
+    await bot.until(lambda: len(bot.requests) == 1)
+    while not await pg.fetchval(LANE.format("failed_attempts > 0")):
+        pass
+    (owed,) = (await ops.get("/appservices/bot/transactions"))["transactions"]
+    another = {"bury": owed["txn_id"] + "0"}
+    assert await refused(ops, "/appservices/bot/retry", another) == (409, "M_UNKNOWN")
+    told = await order(ops, "/appservices/bot/retry", {"bury": owed["txn_id"]})
+    assert told["outcome"] == "buries"
+    while not (await ops.get("/appservices/bot/dead-letters"))["dead_letters"]:
+        await asyncio.sleep(0.1)
+    assert ("retry", "bot", "rest ended, to be buried") in await audit(ops)
+
+
 async def test_ping_tells_who_answers_from_who_does_not(ops: Operator) -> None:
     told = await order(ops, "/appservices/bot/ping")
     assert (told["outcome"], told["status"]) == ("answered", 200)
@@ -176,6 +195,8 @@ NOT_UNDERSTOOD: Final[tuple[tuple[str, Any], ...]] = (
     ("/appservices/bot/pause", []),
     ("/appservices/bot/pause", {"x": 1}),
     ("/appservices/bot/retry", {"split": 1}),
+    ("/appservices/bot/retry", {"bury": 1}),
+    ("/appservices/bot/retry", {"bury": "x", "split": True}),
     ("/appservices/bot/replay", {}),
     ("/appservices/bot/replay", {"since_seconds": 1, "transaction": "x"}),
     ("/appservices/bot/replay", {"since_seconds": -1}),
