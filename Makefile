@@ -47,7 +47,7 @@ example-mautrix: $(READY) $(MAUTRIX_READY) ## a bot on mautrix-python; needs a C
 faults: $(READY)      ## what survives which fault, in 45 minutes; SHORT=1: in three
 	$(BIN)/python -m tests.faults $(if $(SHORT),--short,--evidence docs/evidence.md)
 
-bench: $(READY)       ## every figure of docs/performance.md again, in some 90 minutes; QUICK=1: 90 s
+bench: $(READY)       ## measures all and writes docs/performance.md, in some 90 minutes; QUICK=1: 90 s
 	$(BIN)/appservice-bridge bench $(if $(QUICK),--quick,--plots docs)
 
 screenshots: $(READY) ## the pictures of the dashboard in docs/, in five minutes; needs Chromium

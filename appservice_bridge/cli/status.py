@@ -149,6 +149,8 @@ def _row(lane: LaneView) -> tuple[str, ...]:
 def _last_answer(lane: LaneView) -> str:
     if lane.last_outcome is None:
         return "nothing sent yet"
-    times = f", {lane.failed_attempts} times" if lane.failed_attempts else ""
+    failing = lane.failed_attempts > 0
+    status = f" (status {lane.last_status})" if failing and lane.last_status else ""
+    times = f", {lane.failed_attempts} times" if failing else ""
     rest = f", again in {lane.rest_seconds:.0f} s" if 0 < lane.rest_seconds < 1e9 else ""
-    return lane.last_outcome + times + rest
+    return lane.last_outcome + status + times + rest

@@ -116,7 +116,8 @@ def next_step(failed: Refused | Unreachable, history: History, thresholds: Thres
     nothing is buried but between whose last two refusals a probe was acked, and on a word for it.
     """
     by = replacement(history)
-    if history.bury_asked if by.buries else history.split_asked:
+    asked = history.bury_asked if by.buries else history.split_asked
+    if asked:
         return Replace(by=by)
     if not isinstance(failed, Refused) or not history.counted:
         return SendAgain()

@@ -136,7 +136,7 @@ class Admin:
     async def _ready(self, _request: web.Request) -> web.Response:
         """It is ready with an older configuration, too; that a newer one is not in force is said.
 
-        Why is for those with a token.
+        Why a reload was refused is for those with a token.
         """
         try:
             await self._database.require_writable()

@@ -266,7 +266,7 @@ class Database:
 
     def __init__(self, pool: Pool, dsn: str) -> None:
         self._pool = pool
-        self._turns: AbstractAsyncContextManager[object] = nullcontext()
+        self._slots: AbstractAsyncContextManager[object] = nullcontext()
         self.dsn = dsn
 
     @classmethod
@@ -302,7 +302,7 @@ class Database:
         Whoever else needs one then never waits behind all of them.
         """
         one = copy(self)
-        one._turns = asyncio.Semaphore(most)  # noqa: SLF001 - our own
+        one._slots = asyncio.Semaphore(most)  # noqa: SLF001 - our own
         return one
 
     def abandon(self) -> None:
@@ -319,7 +319,7 @@ class Database:
             DatabaseFaultError: Postgres refused what was asked of it.
         """
         with named_errors():
-            async with self._turns, self._pool.acquire(timeout=10) as conn:
+            async with self._slots, self._pool.acquire(timeout=10) as conn:
                 try:
                     async with conn.transaction():
                         yield conn  # type: ignore[misc]
@@ -331,7 +331,7 @@ class Database:
     async def statement(self) -> AsyncIterator[Connection]:
         """For one statement, which is a DB transaction of its own; the same errors."""
         with named_errors():
-            async with self._turns, self._pool.acquire(timeout=10) as conn:
+            async with self._slots, self._pool.acquire(timeout=10) as conn:
                 try:
                     yield conn  # type: ignore[misc]
                 except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError):

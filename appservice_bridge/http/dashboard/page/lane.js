@@ -97,7 +97,7 @@ function answered(lane) {
   const waits = lane.backlog
     ? `${counted(lane.backlog, "item")} (${bytes(lane.bytes_waiting)}) wait` : "Nothing waits";
   const key = lane.oldest_to_device_seconds === null || lane.oldest_to_device_seconds === undefined
-    ? "no room key among it" : `the oldest room key for ${duration(lane.oldest_to_device_seconds)}`;
+    ? "no room key among the next 200" : `the oldest room key for ${duration(lane.oldest_to_device_seconds)}`;
   const keys = low ? `${counted(low, "device")} ${low === 1 ? "runs" : "run"} out of keys`
     : "no device runs out of keys";
   const sentence = el("p", { class: `verdict ${lane.well ? "good" : "bad"}` });
