@@ -1,6 +1,6 @@
 """Builds a transaction: the same place, items and updates give the same id and bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from appservice_bridge.domain.device_updates import DeviceUpdates
@@ -42,15 +42,18 @@ def build(
 
 
 async def build_ahead(
-    database: Database, appservice_id: str, policy: DeliveryPolicy, place: Place
+    database: Database, appservice_id: str, policy_now: Callable[[], DeliveryPolicy], place: Place
 ) -> Following | None:
     """Read and build what follows, and seal nothing: `turns.take` does, if all is as it was.
+
+    The policy is asked for when there is a connection: by then there may be less room.
 
     None where there is nothing, or something that has to be looked at under the lane's lock: what
     may be too old, what is still in the homeserver's inbox, or nothing but gaps.
     """
     try:
         async with database.statement() as conn:
+            policy = policy_now()
             items = await outbox.next_items(
                 conn,
                 appservice_id,

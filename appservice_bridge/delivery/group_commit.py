@@ -23,6 +23,7 @@ class GroupCommit:
         self._database = database
         self._gathered: list[Gathered] = []
         self._come = asyncio.Event()
+        self._over = False
 
     async def turn(self, turn: Turn) -> Turned | None:
         """What was committed; None: nothing of this lane, which takes its turn alone.
@@ -30,6 +31,8 @@ class GroupCommit:
         Raises:
             DatabaseUnavailableError: also when the commit's answer was lost: it may have happened.
         """
+        if self._over:
+            raise DatabaseUnavailableError("this worker ends")
         future: asyncio.Future[Turned | None] = asyncio.get_running_loop().create_future()
         self._gathered.append((turn, future))
         self._come.set()
@@ -44,6 +47,7 @@ class GroupCommit:
                 while self._gathered:
                     await self._commit(self._together())
         finally:
+            self._over = True
             for _, future in self._gathered:
                 if not future.done():
                     future.set_exception(DatabaseUnavailableError("this worker ends"))

@@ -142,7 +142,7 @@ class Lane:
         async with self._database.transaction() as conn:
             state = await lanes.hold(conn, self._lease)
             self._attempt = state.failed_attempts
-            if not self._bodies.fits(self, state.in_flight_bytes or 0):
+            if state.in_flight_bytes and not self._bodies.fits(self, state.in_flight_bytes):
                 self._rest_for(NO_ROOM_REST_SECONDS)
                 return None
             self._rest_for(self._policy.backoff.at_most(state.rest_seconds))
@@ -161,11 +161,16 @@ class Lane:
             self._place = Place(self._place.epoch, owed.number + 1, owed.last_position)
         return owed
 
-    async def _build_ahead(self) -> Following | None:
+    async def _build_ahead(self, beside: Sealed | None = None) -> Following | None:
+        """What follows, if it can be built; it is held beside what is in flight."""
         if self._place is None:
             return None
         appservice_id = self._lease.appservice_id
-        return await build_ahead(self._database, appservice_id, self._capped(), self._place)
+        built = await build_ahead(self._database, appservice_id, self._capped, self._place)
+        if built is not None:
+            held = 0 if beside is None else len(beside.body)
+            self._bodies.hold(self, held + len(built.sealed.body))
+        return built
 
     def _capped(self) -> DeliveryPolicy:
         """The policy, with no larger bodies than there is room for."""
@@ -216,8 +221,7 @@ class Lane:
         if not owed.cut or not self._bodies.roomy:
             yield None
             return
-        self._bodies.hold(self, 2 * len(owed.body))
-        building = asyncio.create_task(self._build_ahead())
+        building = asyncio.create_task(self._build_ahead(beside=owed))
         try:
             yield building
         finally:
@@ -249,7 +253,7 @@ class Lane:
         if ahead is not None:
             following = await ahead
         elif came:
-            following = await self._build_ahead()
+            following = await self._build_ahead(beside=owed)
         if owed.updates or self._policy.keep_delivered_seconds:
             owes = await self._ack_alone(owed, outcome, stop)
         else:

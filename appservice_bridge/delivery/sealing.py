@@ -123,14 +123,20 @@ async def _next_items(
         dropped = await outbox.drop_deleted(
             conn, appservice_id, after=state.sealed_to, max_items=policy.max_items
         )
+        # Before the ledger: intake marks devices first, and counts last.
+        await device_updates.delete_marked(conn, appservice_id, sealed_to=state.sealed_to)
         if dropped:
             await ledger.count(
                 conn, {LedgerKey(appservice_id, Kind.TO_DEVICE, LedgerOutcome.DROPPED): dropped}
             )
-        await device_updates.delete_marked(conn, appservice_id, sealed_to=state.sealed_to)
     room = max(policy.max_body_bytes - told_bytes, 1)
     stored: Sequence[Item] = await outbox.next_items(
-        conn, appservice_id, after=state.sealed_to, max_items=policy.max_items, max_bytes=room
+        conn,
+        appservice_id,
+        after=state.sealed_to,
+        upto=state.head,
+        max_items=policy.max_items,
+        max_bytes=room,
     )
     stored = await expiring.without_expired(conn, appservice_id, stored, policy.expiry)
     waiting = await key_only.filled(conn, appservice_id, stored, max_bytes=room)

@@ -6,9 +6,15 @@ from typing import Final, NamedTuple
 from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.leases import Lease, LeaseLostError
 
+LOCK: Final = """
+-- lanes.lock: alone, for what is asked after it has to see what its last holder was committing
+select from lane where appservice_id = $1 and lease_token = $2 for update
+"""
+
 HOLD: Final = """
--- lanes.hold
+-- lanes.hold: of a row that is locked already
 select epoch, next_number, sealed_to, acked_to, failed_attempts,
+       (select position from outbox_head h where h.appservice_id = $1) as head,
        greatest(0, extract(epoch from due_at)::float8
                  - extract(epoch from clock_timestamp())::float8) as rest_seconds,
        (select max(body_bytes) from sealed s where s.appservice_id = $1) as in_flight_bytes,
@@ -22,7 +28,7 @@ select epoch, next_number, sealed_to, acked_to, failed_attempts,
        updates_cap, paused_at is not null as paused, split_asked_at is not null as split_asked,
        (select min(number) from sealed s
          where s.appservice_id = $1 and s.bury_asked_at is not null) as bury_asked
-  from lane where appservice_id = $1 and lease_token = $2 for update
+  from lane where appservice_id = $1 and lease_token = $2
 """
 
 SKIP: Final = """
@@ -114,6 +120,7 @@ class LaneState:
         sealed_to: every position up to it is in a sealed transaction, or was.
         acked_to: every position up to it was delivered.
         failed_attempts: since the last ack.
+        head: up to which position all that is said here is known.
         rest_seconds: how long the lane still rests; 0 when it is due.
         in_flight_bytes: of the body that is sealed and not acknowledged, of the largest if there
             are more; None: none is.
@@ -132,6 +139,7 @@ class LaneState:
     sealed_to: int
     acked_to: int
     failed_attempts: int
+    head: int
     rest_seconds: float
     in_flight_bytes: int | None
     device_updates: bool
@@ -159,6 +167,7 @@ async def hold(conn: Connection, lease: Lease) -> LaneState:
     Raises:
         LeaseLostError: someone else holds the lane.
     """
+    await conn.execute(LOCK, lease.appservice_id, lease.token)
     row = await conn.fetchrow(HOLD, lease.appservice_id, lease.token)
     if row is None:
         raise LeaseLostError(lease.appservice_id)

@@ -15,6 +15,11 @@ KNOWN: Final = """
 select appservice_id from lane order by appservice_id
 """
 
+LOCK: Final = """
+-- orders.lock: alone, for what is asked after it has to see what its last holder was committing
+select from lane where appservice_id = $1 for update
+"""
+
 LOOK: Final = """
 -- orders.look
 select l.paused_at, exists (select from sealed s where s.appservice_id = $1) as in_flight,
@@ -85,6 +90,7 @@ async def known(conn: Connection) -> list[str]:
 
 async def look(conn: Connection, appservice_id: str) -> Standing | None:
     """How the lane stands, until the DB transaction ends; None if there is no such lane."""
+    await conn.execute(LOCK, appservice_id)
     row = await conn.fetchrow(LOOK, appservice_id)
     return None if row is None else Standing(**row)
 

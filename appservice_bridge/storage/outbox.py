@@ -41,15 +41,16 @@ select appservice_id from outbox_head where appservice_id = any($1::text[])
 """
 
 NEXT_ITEMS: Final = """
--- outbox.next_items: what is not sealed yet, up to $3 items and about $4 bytes; how long it waited
--- is told of those that may expire, and of so many that the age of all is known
+-- outbox.next_items: what is not sealed yet, up to $3 items, about $4 bytes, and position $5; how
+-- long it waited is told of those that may expire, and of so many that the age of all is known
 select position, kind, payload, fleeting,
        case when fleeting is not null or position = $2 + 1 or position % 64 = 0
             then extract(epoch from clock_timestamp() - captured_at)::float8 end as waited_seconds
   from (select o.*, sum(octet_length(payload)) over (order by position rows unbounded preceding)
                     - octet_length(payload) as bytes_before
           from (select position, kind, payload, fleeting, captured_at from outbox
-                 where appservice_id = $1 and position > $2 order by position limit $3) o) n
+                 where appservice_id = $1 and position > $2 and position <= $5
+                 order by position limit $3) o) n
  where bytes_before < $4
  order by position
 """
@@ -129,6 +130,7 @@ update lane set bytes_out = bytes_out + $2 where appservice_id = $1
 """
 
 
+LAST_POSITION: Final = 2**63 - 1
 KINDS: Final = {str(kind): kind for kind in Kind}
 
 
@@ -206,10 +208,16 @@ async def existing(conn: Connection, appservice_ids: Collection[str]) -> frozens
 
 
 async def next_items(
-    conn: Connection, appservice_id: str, *, after: int, max_items: int, max_bytes: int
+    conn: Connection,
+    appservice_id: str,
+    *,
+    after: int,
+    upto: int = LAST_POSITION,
+    max_items: int,
+    max_bytes: int,
 ) -> list[Item]:
     """What waits above a position, in order: so many items at most, one more than so many bytes."""
-    rows = await conn.fetch(NEXT_ITEMS, appservice_id, after, max_items, max_bytes)
+    rows = await conn.fetch(NEXT_ITEMS, appservice_id, after, max_items, max_bytes, upto)
     now = time.monotonic()
     return [
         Item(

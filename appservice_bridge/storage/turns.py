@@ -62,7 +62,8 @@ with given as (
       from gone left join plain p using (appservice_id)
      where l.appservice_id = gone.appservice_id
 ), moved as (
-    update lane l set sealed_to = p.last_position, next_number = l.next_number + 1
+    update lane l
+       set sealed_to = p.last_position, next_number = l.next_number + 1, split_asked_at = null
       from plain p
      where l.appservice_id = p.appservice_id and p.taken is null
 ), frozen as (

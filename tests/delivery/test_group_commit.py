@@ -87,7 +87,7 @@ async def put(pg: Connection, name: str, *payloads: bytes) -> None:
 
 
 async def ahead(db: Database, name: str, number: int = 1, after: int = 0) -> Following:
-    following = await build_ahead(db, name, POLICY, Place("e", number, after))
+    following = await build_ahead(db, name, lambda: POLICY, Place("e", number, after))
     assert following is not None
     return following
 
@@ -299,7 +299,7 @@ async def test_what_has_to_be_looked_at_is_not_built_ahead(
             await pg.execute(f"{outbox} kind = 'to_device', payload = '' where position = 2")
         case "gaps":
             await pg.execute(f"{outbox} kind = 'dropped', payload = ''")
-    assert await build_ahead(counted, "a", POLICY, Place("e", 1, 0)) is None
+    assert await build_ahead(counted, "a", lambda: POLICY, Place("e", 1, 0)) is None
 
 
 async def test_what_is_built_ahead_is_what_a_look_at_the_lane_would_seal(
@@ -312,7 +312,55 @@ async def test_what_is_built_ahead_is_what_a_look_at_the_lane_would_seal(
         await leases.renew(conn, ME, name="me", lease_seconds=60)
         (lease,) = await leases.claim(conn, ME, ["bot"], most=1)
         state = await lanes.hold(conn, lease)
-    built = await build_ahead(db, "bot", POLICY, state.place)
+    built = await build_ahead(db, "bot", lambda: POLICY, state.place)
     owed = await sealed_anew(db, lease)
     assert built is not None
     assert built.sealed == owed
+
+
+async def test_a_look_that_waited_for_the_lane_sees_what_was_committed_meanwhile(
+    pg: Connection, counted: Counted, database: str
+) -> None:
+    """A turn whose answer was lost may still be at its commit when its lane is looked at again."""
+    lease = (await held(counted, pg, ["a"]))["a"]
+    await put(pg, "a", b"{}")
+    other = await asyncpg.connect(database)
+
+    async def look() -> lanes.LaneState:
+        async with counted.transaction() as conn:
+            return await lanes.hold(conn, lease)
+
+    async with other.transaction():
+        await other.execute(f"update {LANES} set next_number = 2, sealed_to = 1")
+        await other.execute(
+            "insert into appservice_bridge.sealed"
+            " values ('a', 1, 'abe-1', 1, 1, 1, 2, 1, '{}', '{}', '')"
+        )
+        looking = asyncio.create_task(look())
+        await wait_until(pg, "select count(*) > 0 from pg_locks where not granted")
+    state = await looking
+    await other.close()
+    assert (state.next_number, state.in_flight_bytes) == (2, 2)
+
+
+async def test_a_look_seals_no_item_that_came_with_updates_it_does_not_know_of(
+    pg: Connection, counted: Counted
+) -> None:
+    lease = (await held(counted, pg, ["a"]))["a"]
+    await put(pg, "a", b"{}")
+    async with counted.transaction() as conn:
+        state = await lanes.hold(conn, lease)
+        await put(pg, "a", b"{}")
+        owed = await sealing.owed(conn, lease, POLICY, state)
+    assert owed is not None
+    assert owed.items == 1
+
+
+async def test_no_turn_is_taken_once_the_worker_ends(counted: Counted) -> None:
+    group = GroupCommit(counted)
+    running = asyncio.create_task(group.run())
+    await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    with pytest.raises(DatabaseUnavailableError):
+        await group.turn(Turn(lease=Lease(appservice_id="a", token=1)))

@@ -98,7 +98,7 @@ HOT: Final = {
     ),
     "outbox.next_items": Hot(
         statement=outbox.NEXT_ITEMS,
-        parameters="'bot1', 10000, 100, 900000",
+        parameters="'bot1', 10000, 100, 900000, 9223372036854775807",
         looks_at={"outbox": 100},
     ),
     "outbox.sealed_items": Hot(
