@@ -111,6 +111,8 @@ def test_who_is_interrupted_leaves_nothing_behind(
         [sys.executable, "-m", "appservice_bridge", "bench", "--quick", "--scenario", "drain-1"],
         env=os.environ | {"TMPDIR": str(tmp_path)},
         stderr=subprocess.PIPE,
+        # A shell's background ignores it, and so would everything below.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         bench = psutil.Process(process.pid)
