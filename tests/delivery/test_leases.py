@@ -280,3 +280,27 @@ async def test_what_was_sealed_under_a_lease_that_ran_out_unheard_is_not_sent_un
         slow.heard.set()
         await asyncio.wait_for(serving, 10)
     assert sender.txn_ids == []
+
+
+async def test_what_is_sealed_anew_does_not_wait_for_the_bodies_of_others(
+    pg: Connection, db: Database, intake: Intake
+) -> None:
+    await capture(pg, BOT, 1)
+    await intake.consume_once()
+    async with db.transaction() as conn:
+        await leases.renew(conn, UUID(int=1), name="me", lease_seconds=60)
+        (lease,) = await leases.claim(conn, UUID(int=1), ["bot"], most=1)
+    clock, sender, stop = LeaseClock(), _Sent(), asyncio.Event()
+    clock.extend(now() + 60)
+    group, bodies = GroupCommit(db), Bodies(1)
+    bodies.hold("others", 1_000_000)
+    committing = asyncio.create_task(group.run())
+    lane = Lane(db, lease, DeliveryPolicy(), sender, clock, Shared(group, bodies))
+    serving = asyncio.create_task(lane.serve(stop))
+    await wait_until(pg, "select acked_to = 1 from appservice_bridge.lane")
+    stop.set()
+    lane.look()
+    await asyncio.wait_for(serving, 10)
+    committing.cancel()
+    assert len(sender.txn_ids) == 1
+    assert bodies.total == 1_000_000
