@@ -52,6 +52,7 @@ from appservice_bridge.storage.database import (
 from appservice_bridge.storage.identity import current_epoch
 from appservice_bridge.storage.notifications import CAPTURE, OUTBOX, listen, notify
 from appservice_bridge.storage.registrations import wait_for_gate
+from appservice_bridge.storage.stuck import end_stuck
 from appservice_bridge.telemetry.deliveries import DeliveryMetrics
 
 log = structlog.get_logger(__name__)
@@ -161,6 +162,7 @@ class Worker:
             DatabaseUnavailableError: do it again; it may have happened.
         """
         async with self._database.transaction() as conn:
+            await end_stuck(conn)
             epoch = await current_epoch(conn)
         self._waiting = await self._announce(epoch)
         await self._accept_tokens()

@@ -25,6 +25,7 @@ from appservice_bridge.storage import leases
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
 from appservice_bridge.storage.leases import Lease
 from appservice_bridge.storage.notifications import OUTBOX, notify
+from appservice_bridge.storage.stuck import end_stuck
 
 log = structlog.get_logger(__name__)
 
@@ -134,6 +135,7 @@ class Lanes:
                         conn, self._worker_id, name=self._name, lease_seconds=LEASE_SECONDS
                     )
                     await leases.forget_dead(conn)
+                    await end_stuck(conn)
             except DatabaseUnavailableError as error:
                 log.warning("leases.not_renewed", reason=error.reason)
                 await asyncio.sleep(0.5)

@@ -3,12 +3,16 @@
 import asyncio
 import os
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import asyncpg
+import pytest
 
 from appservice_bridge.dev.postgres import EmbeddedPostgres
+from appservice_bridge.storage.database import connect
 from appservice_bridge.storage.migrations import migrate
 from tests.support.appservice import appservice
 from tests.support.bridge import Files, registration, worker_process, write_files
@@ -80,6 +84,35 @@ async def test_the_lane_of_a_killed_worker_moves_to_another_within_the_lease(
     assert [item["content"]["n"] for item in bot.to_device] == [1, 2, 3]
     again = [r for r in bot.requests if r.txn_id == bot.requests[1].txn_id]
     assert {request.body for request in again} == {bot.requests[1].body}
+
+
+@pytest.mark.parametrize("starts", [False, True])
+async def test_a_worker_stopped_in_the_midst_of_a_statement_keeps_neither_gate_nor_lane(
+    database: str, tmp_path: Path, starts: bool
+) -> None:
+    async with appservice() as bot:
+        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
+        async with worker_process(files) as one, session_of_ours(database) as stopped:
+            if starts:
+                assert await one.terminate() == 0
+            await stopped.execute("begin")
+            await stopped.execute("select * from appservice_bridge.intake_gate for update")
+            await stopped.execute("select * from appservice_bridge.lane for update")
+            await stopped.prepare("select * from appservice_bridge.lane")
+            if starts:
+                await one.start()
+            assert await relay_answers(files, 1) == 200
+            await bot.until(lambda: len(bot.events) == 1, within=60)
+
+
+@asynccontextmanager
+async def session_of_ours(database: str) -> AsyncIterator[Connection]:
+    """A DB session with the settings of a worker's."""
+    one = await connect(database)
+    try:
+        yield one
+    finally:
+        one.terminate()
 
 
 async def test_a_worker_starts_beside_one_that_is_frozen_with_the_gate_in_its_hands(
