@@ -68,7 +68,7 @@ async def homeserver() -> AsyncIterator[Published]:
     one = Published()
     app = web.Application()
     app.router.add_get("/_matrix/key/v2/server", one.answer)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0][:2]

@@ -94,7 +94,7 @@ async def alone(database: str, **more: Any) -> AsyncIterator[str]:
         )
         app = web.Application()
         Metrics(measured, open_to_all=True, **more).add_to(app)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         host, port = runner.addresses[0][:2]

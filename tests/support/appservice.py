@@ -116,7 +116,7 @@ async def appservice(port: int = 0) -> AsyncIterator[Appservice]:
     seen = Appservice()
     app = web.Application(client_max_size=2**30)
     app.router.add_route("*", "/{tail:.*}", seen.handle)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", port)
     await site.start()

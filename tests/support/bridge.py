@@ -43,11 +43,19 @@ def registration(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Files:
-    """A config file and what it says."""
+    """A config file and what it says; its ports stay ours for as long as anybody has this."""
 
     config: Path
-    relay_url: str
-    admin_url: str
+    relay_port: LoopbackPort
+    admin_port: LoopbackPort
+
+    @property
+    def relay_url(self) -> str:
+        return self.relay_port.url
+
+    @property
+    def admin_url(self) -> str:
+        return self.admin_port.url
 
     def load(self) -> Loaded:
         return load(self.config)
@@ -85,11 +93,9 @@ def write_files(
         "budget": budget or {},
         "appservices": appservices or {},
     }
-    relay.release()
-    admin.release()
     config = directory / "bridge.yaml"
     config.write_text(yaml.safe_dump(document))
-    return Files(config=config, relay_url=relay.url, admin_url=admin.url)
+    return Files(config=config, relay_port=relay, admin_port=admin)
 
 
 @asynccontextmanager
@@ -129,7 +135,22 @@ class WorkerProcess:
                 stderr=output,
             )
         if wait:
-            await ready(self.files)
+            await self._until_ready()
+
+    async def _until_ready(self) -> None:
+        assert self.process is not None
+        ended = asyncio.ensure_future(self.process.wait())
+        says_so = asyncio.ensure_future(ready(self.files))
+        try:
+            await asyncio.wait({ended, says_so}, return_when=asyncio.FIRST_COMPLETED)
+            assert not ended.done(), f"the worker ended:\n{self._last_words()}"
+            assert says_so.exception() is None, f"it is not ready:\n{self._last_words()}"
+        finally:
+            ended.cancel()
+            says_so.cancel()
+
+    def _last_words(self) -> str:
+        return "\n".join(self.log.read_text().splitlines()[-20:])
 
     async def kill(self) -> None:
         assert self.process is not None

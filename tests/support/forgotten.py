@@ -44,7 +44,7 @@ async def homeserver_that_shows() -> AsyncIterator[Shown]:
     one = Shown()
     app = web.Application()
     app.router.add_get("/_matrix/client/v3/rooms/{room_id}/event/{event_id}", one.handle)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0][:2]

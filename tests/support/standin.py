@@ -67,7 +67,7 @@ async def standin_homeserver() -> AsyncIterator[StandIn]:
     one = StandIn()
     app = web.Application()
     app.router.add_post("/{tail:.*}", one.handle)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0][:2]

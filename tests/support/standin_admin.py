@@ -237,7 +237,7 @@ async def stand_in(lanes: list[dict[str, Any]]) -> AsyncIterator[StandIn]:
     """Serve on loopback for as long as the context lasts."""
     one = StandIn(lanes=lanes)
     one.speaks.set()
-    runner = web.AppRunner(one.application(), access_log=None, shutdown_timeout=0)
+    runner = web.AppRunner(one.application(), access_log=None, shutdown_timeout=0.05)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
