@@ -61,10 +61,12 @@ class Lane:
         sender: Sender,
         clock: LeaseClock,
         shared: Shared,
+        *,
+        place: Place | None = None,
     ) -> None:
         self._database = database
         self._group, self._bodies, self._observer = shared
-        self._place: Place | None = None  # where the next seal begins, while nothing fails
+        self._place = place  # where the next seal begins, while nothing fails; None: have a look
         self._lease = lease
         self.leaving = False
         self.sending = False

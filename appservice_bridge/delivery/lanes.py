@@ -21,8 +21,10 @@ from appservice_bridge.delivery.lease_clock import LeaseClock
 from appservice_bridge.delivery.polls import Polls
 from appservice_bridge.domain.observing import UNOBSERVED, DeliveryObserver
 from appservice_bridge.domain.waiting import set_within
+from appservice_bridge.storage import lanes as lane_rows
 from appservice_bridge.storage import leases
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
+from appservice_bridge.storage.lanes import Place
 from appservice_bridge.storage.leases import Lease
 from appservice_bridge.storage.notifications import OUTBOX, notify
 from appservice_bridge.storage.stuck import end_stuck
@@ -169,9 +171,10 @@ class Lanes:
             if move.claim:
                 wanted = sorted(move.claim)
                 claimed = await leases.claim(conn, self._worker_id, wanted, most=move.most)
+            places = await lane_rows.places(conn, claimed) if claimed else {}
         self._leave(move.give_up, lost=move.lost)
         for lease in claimed:
-            lane = self._lane(lease)
+            lane = self._lane(lease, places.get(lease.appservice_id))
             self._lanes[lease.appservice_id] = lane
             name = f"lane:{lease.appservice_id}"
             task = group.create_task(self._serve(lease, lane, stop), name=name)
@@ -221,7 +224,9 @@ class Lanes:
         except DatabaseUnavailableError as error:
             log.warning("leases.not_handed_back", reason=error.reason)
 
-    def _lane(self, lease: Lease) -> Lane:
-        destination = self._destinations[lease.appservice_id]
-        sender = HttpSender(self._session, destination.registration, destination.policy)
-        return Lane(self._for_lanes, lease, destination.policy, sender, self._clock, self._shared)
+    def _lane(self, lease: Lease, place: Place | None) -> Lane:
+        to = self._destinations[lease.appservice_id]
+        sender = HttpSender(self._session, to.registration, to.policy)
+        return Lane(
+            self._for_lanes, lease, to.policy, sender, self._clock, self._shared, place=place
+        )

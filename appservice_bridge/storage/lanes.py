@@ -1,5 +1,6 @@
 """The lane's own row: its holder's writes are fenced by the lease's token."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -29,6 +30,15 @@ select epoch, next_number, sealed_to, acked_to, failed_attempts,
        (select min(number) from sealed s
          where s.appservice_id = $1 and s.bury_asked_at is not null) as bury_asked
   from lane where appservice_id = $1 and lease_token = $2
+"""
+
+PLACES: Final = """
+-- lanes.places: where items wait, and nothing is in flight nor has to be cut smaller
+select l.appservice_id, l.epoch, l.next_number, l.sealed_to
+  from lane l join outbox_head h using (appservice_id)
+ where l.appservice_id = any($1::text[]) and h.position > l.sealed_to
+   and l.body_cap_bytes is null
+   and not exists (select from sealed s where s.appservice_id = l.appservice_id)
 """
 
 SKIP: Final = """
@@ -159,6 +169,12 @@ class LaneState:
     def place(self) -> Place:
         """Where the next seal begins."""
         return Place(self.epoch, self.next_number, self.sealed_to)
+
+
+async def places(conn: Connection, leases: Iterable[Lease]) -> Mapping[str, Place]:
+    """Where the next seal of these lanes begins, by appservice; of those that can go on at once."""
+    rows = await conn.fetch(PLACES, [lease.appservice_id for lease in leases])
+    return {appservice_id: Place(*place) for appservice_id, *place in rows}
 
 
 async def hold(conn: Connection, lease: Lease) -> LaneState:
