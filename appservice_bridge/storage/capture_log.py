@@ -25,8 +25,11 @@ select 'transaction', appservice_id, $4, $3 from fresh
 """
 
 HOLD_GATE: Final = """
--- capture_log.hold_gate: skip locked is for the gate alone; where order matters nothing is skipped
-select head, (select last_value from capture_seq) as drawn
+-- capture_log.hold_gate: skip locked is for the gate alone; where order matters nothing is skipped.
+-- Nobody waits for this commit to be durable: the log was before it, the seal that follows will be,
+-- and both or neither outlive a crash of Postgres.
+select head, (select last_value from capture_seq) as drawn,
+       set_config('synchronous_commit', 'off', true)
   from intake_gate where registrations_digest = $1 for update skip locked
 """
 
