@@ -111,26 +111,43 @@ class Measured:
 async def measured(options: Options, console: Console) -> Measured:
     """Measure everything, and show on the console how far it is.
 
-    A scenario that fails costs the others nothing: they took long.
+    A scenario that fails costs the others nothing: they took long. Nor does who interrupts the run,
+    once something was measured.
 
     Raises:
         NoSpaceError: before anything was started.
         ChildDiedError: Postgres or the receivers did not start.
     """
     require_space(options.scenarios)
-    run, failed = _Run(options, console), {}
+    run = _Run(options, console)
     found: list[Series] = []
+    failed: dict[str, str] = {}
     with run.progress:
         async with Stage.open(quick=options.quick) as stage:
-            for scenario in options.scenarios:
-                try:
-                    found += await run.measure(scenario, stage)
-                except* BridgeError as group:
-                    failed[scenario.name] = str(first(group))
-                    console.print(
-                        f"  {scenario.name} failed: {failed[scenario.name]}", markup=False
-                    )
+            try:
+                for scenario in options.scenarios:
+                    found += await _measure(run, scenario, stage, failed)
+            except asyncio.CancelledError:
+                if not found:
+                    raise
+                known = {one.scenario.partition("/")[0] for one in found} | failed.keys()
+                failed |= {
+                    one.name: "interrupted" for one in options.scenarios if one.name not in known
+                }
     return Measured(found=found, failed=failed)
+
+
+async def _measure(
+    run: _Run, scenario: Scenario, stage: Stage, failed: dict[str, str]
+) -> list[Series]:
+    try:
+        return await run.measure(scenario, stage)
+    except* BridgeError as group:
+        failed[scenario.name] = str(first(group))
+        run.progress.console.print(
+            f"  {scenario.name} failed: {failed[scenario.name]}", markup=False
+        )
+    return []
 
 
 def first(error: BaseException) -> BaseException:

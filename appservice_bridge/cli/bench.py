@@ -43,7 +43,7 @@ def bench(
     """Measure what the bridge does on this machine, beside a naive outbox and a bare loop.
 
     Real Postgres that really syncs, real HTTP; everything is started in a new directory below
-    TMPDIR, and gone afterwards.
+    TMPDIR, and gone afterwards. Ctrl-C ends it, and what was measured until then is shown.
     """
     _require_extra()
     # Only here, so that the other commands neither load nor need what `bench` does.

@@ -1,5 +1,6 @@
 """A run from the outside: what it refuses, and that what it starts is gone afterwards."""
 
+import asyncio
 import json
 import os
 import signal
@@ -101,6 +102,32 @@ async def test_a_small_drain_is_measured_on_every_side_whatever_else_fails(
     assert "**fails failed**" in page
     assert (tmp_path / "docs" / "throughput.svg").read_text().startswith("<svg")
     assert json.dumps([one.summary().as_json() for one in found])
+
+
+async def test_what_was_measured_before_an_interruption_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setitem(SETTINGS, "fsync", "off")
+    reached = asyncio.Event()
+
+    async def at_once(_stage: Stage) -> Figures:
+        return {"": 7.0}
+
+    async def never(_stage: Stage) -> Figures:
+        reached.set()
+        return await asyncio.Future[Figures]()
+
+    soon = replace(FAILS, name="soon", sides={Side.BRIDGE: at_once})
+    late = replace(FAILS, name="late", sides={Side.BRIDGE: never})
+    options = Options(scenarios=[soon, late, SMALL], rounds=1, quick=True)
+    running = asyncio.create_task(measured(options, Console(file=StringIO())))
+    await reached.wait()
+    running.cancel()
+    done = await running
+    assert [(one.scenario, one.values) for one in done.found] == [("soon", (7.0,))]
+    assert done.failed == {"late": "interrupted", "small": "interrupted"}
+    assert left_in(tmp_path) == []
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 1)])

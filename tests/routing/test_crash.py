@@ -1,4 +1,4 @@
-"""Postgres dies under intake: a pass is not waited for to be durable, and nothing is lost by that."""
+"""Postgres dies under intake: nobody waits for a pass to be durable, and nothing is lost by it."""
 
 import os
 import signal
