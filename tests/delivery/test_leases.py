@@ -51,10 +51,10 @@ async def test_a_request_in_flight_is_cut_when_the_lease_is_not_renewed() -> Non
 
 async def test_a_request_in_flight_goes_on_when_the_lease_is_renewed() -> None:
     clock = LeaseClock()
-    clock.extend(now() + 0.1)
+    clock.extend(now() + 1)
     async with clock.guard():
-        clock.extend(now() + 5)
-        await asyncio.sleep(0.3)
+        clock.extend(now() + 60)
+        await asyncio.sleep(1.2)
     assert clock.holds
 
 
@@ -75,7 +75,7 @@ async def test_a_worker_frozen_past_its_lease_repeats_at_most_what_it_was_sendin
             bot.delay_seconds = 0
             async with worker_process(second):
                 await capture(pg, BOT, 3)
-                await bot.until(lambda: len(bot.to_device) == 3, within=25)
+                await bot.until(lambda: len(bot.to_device) == 3)
                 frozen.process.send_signal(signal.SIGCONT)
                 await capture(pg, BOT, 4)
                 await bot.until(lambda: len(bot.to_device) == 4)
@@ -94,7 +94,7 @@ async def test_a_worker_whose_lease_was_taken_cannot_write(
         async with worker(files):
             await capture(pg, BOT, 1)
             await bot.until(lambda: len(bot.to_device) == 1)
-            bot.delay_seconds = 0.5
+            bot.open.clear()
             await capture(pg, BOT, 2)
             await bot.until(lambda: len(bot.requests) == 2)
             await pg.execute(
@@ -105,6 +105,7 @@ async def test_a_worker_whose_lease_was_taken_cannot_write(
                 "insert into appservice_bridge.worker (worker_id, name, alive_until)"
                 " values ('00000000-0000-0000-0000-000000000001', 'other', now() + '1 min')"
             )
+            bot.open.set()
             await bot.until(lambda: len(bot.taken) == 2)
             await capture(pg, BOT, 3)
             with pytest.raises(TimeoutError):
@@ -219,7 +220,7 @@ async def test_a_wake_while_the_clock_was_ahead_ends_no_rest_of_today(
             tmp_path,
             database,
             [registration("bot", bot.url, users=["@b_.*"])],
-            delivery={"backoff": {"first_seconds": 20, "ceiling_seconds": 60}},
+            delivery={"backoff": {"first_seconds": 300, "ceiling_seconds": 300}},
         )
         async with worker(files):
             woken = "update appservice_bridge.lane set woken_at = now() + interval '2 hours'"
@@ -262,10 +263,10 @@ async def test_what_was_sealed_under_a_lease_that_ran_out_unheard_is_not_sent_un
     await capture(pg, BOT, 1)
     await intake.consume_once()
     async with db.transaction() as conn:
-        await leases.renew(conn, UUID(int=1), name="slow", lease_seconds=10)
+        await leases.renew(conn, UUID(int=1), name="slow", lease_seconds=60)
         (lease,) = await leases.claim(conn, UUID(int=1), ["bot"], most=1)
     clock, sender, stop = LeaseClock(), _Sent(), asyncio.Event()
-    clock.extend(now() + 10)
+    clock.extend(now() + 60)
     async with _Unheard.open(database) as slow:
         slow.heard, slow.committed = asyncio.Event(), asyncio.Event()
         serving = asyncio.create_task(
@@ -276,9 +277,9 @@ async def test_what_was_sealed_under_a_lease_that_ran_out_unheard_is_not_sent_un
         await slow.committed.wait()
         clock.extend(now() - 1)  # it ran out, and another worker has the lane
         await pg.execute("update appservice_bridge.lane set lease_token = lease_token + 1")
-        clock.extend(now() + 10)
+        clock.extend(now() + 60)
         slow.heard.set()
-        await asyncio.wait_for(serving, 10)
+        await asyncio.wait_for(serving, 60)
     assert sender.txn_ids == []
 
 
@@ -300,7 +301,7 @@ async def test_what_is_sealed_anew_does_not_wait_for_the_bodies_of_others(
     await wait_until(pg, "select acked_to = 1 from appservice_bridge.lane")
     stop.set()
     lane.look()
-    await asyncio.wait_for(serving, 10)
+    await asyncio.wait_for(serving, 60)
     committing.cancel()
     assert len(sender.txn_ids) == 1
     assert bodies.total == 1_000_000
