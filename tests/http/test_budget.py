@@ -16,6 +16,9 @@ from tests.support.bridge import registration, worker, write_files
 from tests.support.facts import Connection, attach, message, send
 from tests.support.relaying import PING, TRANSACTIONS, homeserver
 from tests.support.standin import StandIn, standin_homeserver
+from tests.support.watching import looked
+
+__all__ = ["looked"]
 
 LIMIT: Final = 1_000_000
 PADDING: Final = "x" * 50_000
@@ -47,7 +50,7 @@ def wakes(standin: StandIn, appservice_id: str) -> int:
     return sum(f"/{appservice_id}/" in ping.path for ping in standin.pings)
 
 
-async def until(condition: Callable[[], Any], within: float = 20.0) -> None:
+async def until(condition: Callable[[], Any], within: float = 60.0) -> None:
     async with asyncio.timeout(within):
         while not await condition():
             await asyncio.sleep(0.05)
@@ -92,7 +95,7 @@ async def test_one_appservice_over_its_budget_is_refused_alone_and_gets_all_in_o
             assert wakes(standin, "down") == woken
 
             down.answer = refuse_each_once(down)
-            await down.until(lambda: len(down.to_device) == 40, within=40)
+            await down.until(lambda: len(down.to_device) == 40)
             await standin.until(lambda: wakes(standin, "down") > woken)
             assert (await hs.ask("PUT", TRANSACTIONS + "1", **put)).status == 200
             await down.until(lambda: len(down.events) == 1)
@@ -109,7 +112,7 @@ async def test_one_appservice_over_its_budget_is_refused_alone_and_gets_all_in_o
 
 
 async def test_over_the_whole_budget_everybody_is_refused_until_there_is_room_again(
-    pg: Connection, db: Database, database: str, tmp_path: Path
+    db: Database, database: str, tmp_path: Path, looked: asyncio.Event
 ) -> None:
     async with appservice() as bot, standin_homeserver() as standin:
         one = [registration("bot", bot.url)]
@@ -117,6 +120,7 @@ async def test_over_the_whole_budget_everybody_is_refused_until_there_is_room_ag
         async with worker(files), homeserver(files) as hs:
             await standin.until(lambda: wakes(standin, "bot") == 1)
             assert await hs.push("1", event(1)) == 200
+            await looked.wait()
             await Watchkeeper(db, Budget(total_bytes=1), reads_synapse=False).look_once()
             refused = await hs.ask("PUT", TRANSACTIONS + "2", body=event(2))
             assert (refused.status, refused.errcode) == (503, "M_LIMIT_EXCEEDED")

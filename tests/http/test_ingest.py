@@ -24,6 +24,9 @@ from tests.support.ingesting import (
     sender,
     signed,
 )
+from tests.support.watching import looked
+
+__all__ = ["looked"]
 
 TYPING: Final = {"type": "m.typing", "room_id": "!r:example.org", "content": {"user_ids": []}}
 CAPTURED: Final = "select count(*) from appservice_bridge.capture_log"
@@ -285,10 +288,10 @@ async def test_a_body_over_64_mib_is_refused(
 
 
 async def test_over_the_budget_a_batch_waits_with_its_homeserver(
-    pg: "asyncpg.Connection[asyncpg.Record]", database: str, tmp_path: Path
+    pg: "asyncpg.Connection[asyncpg.Record]", database: str, tmp_path: Path, looked: asyncio.Event
 ) -> None:
     async with one_bot(tmp_path, database) as (bot, hs):
-        await asyncio.sleep(0.5)  # the first look at the budget is over
+        await looked.wait()
         await pg.execute("update appservice_bridge.capture_watch set keys_only = true")
         assert (await hs.send("batch", message(1))).refusal == (503, "M_LIMIT_EXCEEDED")
         assert await pg.fetchval(BATCHES) == 0
