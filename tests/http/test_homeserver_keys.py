@@ -119,7 +119,7 @@ async def test_while_no_keys_are_known_a_batch_is_answered_503_and_taken_later(
             assert (await hs.put("1", body)).refusal == (503, "M_UNKNOWN")
         assert homeserver.asked <= 2  # once a second while there is no answer
         homeserver.status = 200
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while (await hs.put("1", body)).status != 200:
                 await asyncio.sleep(0.2)
 
@@ -143,11 +143,11 @@ async def test_an_unknown_key_id_is_asked_for_once_a_minute(
 async def test_keys_are_asked_for_again_when_they_are_no_longer_valid(
     homeserver: Published, keys: HomeserverKeys
 ) -> None:
-    homeserver.changes = {"valid_until_ts": int(time.time() * 1000) + 700}
+    homeserver.changes = {"valid_until_ts": int(time.time() * 1000) + 4000}
     first = await keys.find(["ed25519:a_1"])
     homeserver.keys = [generate_signing_key("a_1")]
     assert await keys.find(["ed25519:a_1"]) == first
-    await asyncio.sleep(0.8)
+    await asyncio.sleep(4.1)
     with pytest.raises(KeysUnavailableError):  # the old ones hold no longer, nor does the answer
         await keys.find(["ed25519:a_1"])
     homeserver.changes = {}
