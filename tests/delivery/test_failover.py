@@ -3,8 +3,8 @@
 import asyncio
 import os
 import signal
-import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
@@ -71,11 +71,9 @@ async def test_a_failover_loses_nothing_acknowledged_and_repeats_no_id_with_othe
             os.kill(first.child.pid, signal.SIGKILL)
             await asyncio.to_thread(promote, second)
             bot.delay_seconds = 0
-            began = time.monotonic()
             for n in range(52, 81):
                 await push(session, files, n)
-            assert time.monotonic() - began < 30
-            await bot.until(lambda: len(bot.events) == 80, within=60)
+            await bot.until(lambda: len(bot.events) == 80)
             assert one.process is not None
             assert one.process.returncode is None
     assert [event["event_id"] for event in bot.events] == [f"${n}" for n in range(1, 81)]
@@ -84,29 +82,44 @@ async def test_a_failover_loses_nothing_acknowledged_and_repeats_no_id_with_othe
     assert len({request.txn_id.split("-")[0] for request in bot.requests}) == 2
 
 
-@pytest.fixture
-async def deaf() -> AsyncIterator[int]:
+@dataclass(kw_only=True)
+class Deaf:
     """A port that takes connections and never says a word, as a host that hangs."""
-    server = await asyncio.start_server(lambda *_: asyncio.sleep(60), "127.0.0.1", 0)
-    yield server.sockets[0].getsockname()[1]
+
+    port: int = 0
+    visits: int = 0
+
+    async def visited(self, *_: object) -> None:
+        self.visits += 1
+        await asyncio.sleep(60)
+
+
+@pytest.fixture
+async def deaf() -> AsyncIterator[Deaf]:
+    one = Deaf()
+    server = await asyncio.start_server(one.visited, "127.0.0.1", 0)
+    one.port = server.sockets[0].getsockname()[1]
+    yield one
     server.close()
 
 
 async def test_a_first_host_that_never_answers_does_not_keep_us_from_the_second(
-    database: str, deaf: int
+    database: str, deaf: Deaf
 ) -> None:
-    dsn = database.replace("@127", f"@127.0.0.1:{deaf},127", 1) + "&target_session_attrs=primary"
+    dsn = (
+        database.replace("@127", f"@127.0.0.1:{deaf.port},127", 1) + "&target_session_attrs=primary"
+    )
     conn = await connect(dsn)
     assert await conn.fetchval("select 1") == 1
     await conn.close()
     async with Database.open(dsn) as opened:
-        began = time.monotonic()
+        before = deaf.visits
         async with opened.transaction(), opened.transaction() as conn:
             assert await conn.fetchval("select 1") == 1
-        assert time.monotonic() - began < 2  # the one that served is asked first
+        assert deaf.visits == before > 0  # the one that served is asked first
 
 
-async def test_hosts_that_all_refuse_are_an_outage(deaf: int) -> None:
-    dsn = f"postgresql://nobody@127.0.0.1:9,127.0.0.1:{deaf}/x?sslmode=disable"
+async def test_hosts_that_all_refuse_are_an_outage(deaf: Deaf) -> None:
+    dsn = f"postgresql://nobody@127.0.0.1:9,127.0.0.1:{deaf.port}/x?sslmode=disable"
     with pytest.raises(DatabaseUnavailableError):
         await connect(dsn)

@@ -93,11 +93,11 @@ class Socket:
     async def say(self, message: Any) -> None:
         await self.websocket.send_str(json.dumps(message))
 
-    async def until(self, condition: Callable[[], bool], within: float = 20.0) -> None:
+    async def until(self, condition: Callable[[], bool], within: float = 60.0) -> None:
         async with asyncio.timeout(within), self.changed:
             await self.changed.wait_for(condition)
 
-    async def closed(self, within: float = 20.0) -> int | None:
+    async def closed(self, within: float = 60.0) -> int | None:
         """The code that it was closed with."""
         assert self.task is not None
         await asyncio.wait_for(asyncio.shield(self.task), within)
@@ -151,7 +151,7 @@ class Poller:
     session: aiohttp.ClientSession
     root: str
 
-    async def next(self, seconds: float | str = 5) -> Polled:
+    async def next(self, seconds: float | str = 60) -> Polled:
         async with self.session.get(f"{self.root}/next", params={"timeout": seconds}) as answer:
             return Polled(status=answer.status, body=await answer.read())
 
@@ -168,7 +168,7 @@ async def polling(files: Files, token: str = "as_bot") -> AsyncIterator[Poller]:
         yield Poller(session=session, root=files.relay_url + POLL)
 
 
-async def wait_until(pg: Connection, query: str, within: float = 20.0) -> None:
+async def wait_until(pg: Connection, query: str, within: float = 60.0) -> None:
     """Until a query's one value is true."""
     async with asyncio.timeout(within):
         while not await pg.fetchval(query):
