@@ -203,7 +203,7 @@ async def test_what_the_reconciler_still_finds_in_time_is_not_missing(
     await asyncio.sleep(1)
     assert not waiting.done()
     await reconcile_once(db)
-    assert (await asyncio.wait_for(waiting, 30)).agrees
+    assert (await asyncio.wait_for(waiting, 60)).agrees
 
 
 async def test_an_appservice_that_was_never_attached_is_named(pg: Connection, files: Files) -> None:

@@ -259,7 +259,7 @@ async def test_polling_needs_no_right_but_to_read_and_makes_no_trigger(
 
 async def until_routed(pg: Connection, wanted: list[int]) -> None:
     """Wait until these messages are on their way."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while await outbox(pg) != wanted:
             await asyncio.sleep(0.1)
 

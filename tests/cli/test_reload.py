@@ -34,7 +34,7 @@ run.loaded = lambda config: (os.kill(os.getpid(), signal.SIGHUP), load(config))[
 main.app()
 """
 BOT = "@b_1:example.org"
-PATIENT = {"backoff": {"first_seconds": 40, "ceiling_seconds": 60}}
+PATIENT = {"backoff": {"first_seconds": 300, "ceiling_seconds": 300}}
 
 
 def of_bot(url: str, **keys: object) -> dict[str, object]:
@@ -107,7 +107,7 @@ async def test_ten_reloads_fail_no_request_and_lose_double_and_reorder_nothing(
                     register(files, of_bot((even, odd)[n % 2].url, hs_token=f"hs_{n}"))
                     assert await op.reload() == "reloaded"
                     await asyncio.sleep(0.2)
-            async with asyncio.timeout(40):
+            async with asyncio.timeout(60):
                 while await pg.fetchval(
                     "select max(position) > max(acked_to) from "
                     "appservice_bridge.outbox_head, appservice_bridge.lane"
@@ -136,9 +136,9 @@ async def test_an_old_attempt_that_hangs_holds_up_its_own_lane_alone(
             register(files, of_bot(new.url))
             assert await op.reload() == "reloaded"
             await capture(pg, "@o_1:example.org", 2)
-            await other.until(lambda: len(other.to_device) == 1, within=8)
+            await other.until(lambda: len(other.to_device) == 1, within=18)
             assert new.requests == []  # the lane is still the old attempt's
-            await new.until(lambda: len(new.to_device) == 1, within=40)
+            await new.until(lambda: len(new.to_device) == 1)
     assert slow.requests[0].body == new.requests[0].body
 
 
@@ -210,7 +210,7 @@ async def test_a_change_of_a_file_is_noticed_by_itself_once_it_is_whole(
             await capture(pg, "@l_1:example.org", 1)
             await late.until(lambda: len(late.to_device) == 1)
             (tmp_path / "registration_1.yaml").unlink()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while await pg.fetchval("select count(*) from appservice_bridge.appservice") > 1:
                     await asyncio.sleep(0.1)
 
@@ -292,7 +292,7 @@ async def test_two_workers_that_reload_one_after_the_other_lose_and_double_nothi
                 async with operator(second) as other:
                     await other.reload()
                 await asyncio.sleep(0.5)
-            await new.until(lambda: len(events(old, new)) == sender.sent, within=40)
+            await new.until(lambda: len(events(old, new)) == sender.sent)
     assert sender.failed == []
     assert events(old, new) == [f"${n}" for n in range(1, sender.sent + 1)]
     assert new.taken
@@ -335,13 +335,13 @@ async def test_sighup_at_any_time_after_the_start_does_not_end_the_process(
                     process.send_signal(signal.SIGHUP)
                 await asyncio.sleep(0.05)
             await ready(files)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while "config.unchanged" not in log.read_text():
                     await asyncio.sleep(0.05)
             process.send_signal(signal.SIGHUP)
             process.terminate()
             process.send_signal(signal.SIGHUP)
-            assert await asyncio.wait_for(process.wait(), 30) == 0
+            assert await asyncio.wait_for(process.wait(), 60) == 0
         finally:
             if process.returncode is None:
                 process.kill()

@@ -75,7 +75,7 @@ async def files(pg: Connection, database: str, tmp_path: Path) -> Files:
         for n in range(1, 4):
             await capture(pg, BOT, n)
             await capture(pg, OTHER, n)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await pg.fetchval("select count(*) from appservice_bridge.outbox") < 6:
                 await asyncio.sleep(0.05)
     (tmp_path / "registration_1.yaml").unlink()
@@ -144,7 +144,7 @@ async def test_while_a_worker_has_it_it_is_not_removed_and_after_its_reload_it_i
             assert "let it reload first" in err
             (tmp_path / "registration_1.yaml").rename(tmp_path / "away")
             assert await op.reload() in ("reloaded", "unchanged")  # the watch may have been first
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while await pg.fetchval(
                     "select worker_id is not null from appservice_bridge.lane"
                     " where appservice_id = 'bot'"

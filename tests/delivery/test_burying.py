@@ -262,7 +262,7 @@ async def test_killed_between_the_word_and_the_burial_it_buries_without_another_
         bot.open.set()
         await its_lease_ran_out(pg)
         await killed.start()
-        await sent_all(pg, within=30)
+        await sent_all(pg)
         await is_set_aside(pg, files, 1, None)
     assert [numbers_of(one) for one in bot.requests] == [[1], [2]]
 
@@ -283,7 +283,7 @@ async def test_killed_before_the_commit_of_the_burial_it_does_the_same_again(
         assert await buried(pg) == []
         bot.answer = ok
         await killed.start()
-        await sent_all(pg, within=30)
+        await sent_all(pg)
         await is_set_aside(pg, files, 1, None)
     assert [numbers_of(one) for one in bot.requests] == [[1], [2]]
 

@@ -120,7 +120,7 @@ async def test_where_all_that_waits_is_too_old_the_lane_steps_over_it_without_a_
         files = write_files(
             tmp_path, database, [registration("bot", bot.url)], delivery={"max_items": 7}
         )
-        async with worker(files), asyncio.timeout(15):
+        async with worker(files), asyncio.timeout(60):
             while await pg.fetchval(EXPIRED) < 50:
                 await asyncio.sleep(0.05)
             await relay(pg, "bot", "$last")

@@ -280,7 +280,7 @@ async def test_who_waits_when_the_worker_ends_hears_of_it(counted: Counted) -> N
     waiting = asyncio.create_task(group.turn(Turn(lease=Lease(appservice_id="a", token=1))))
     running.cancel()
     with pytest.raises(DatabaseUnavailableError):
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, 60)
 
 
 @pytest.mark.parametrize("what", ["fleeting", "key_only", "gaps"])

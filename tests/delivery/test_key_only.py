@@ -87,9 +87,9 @@ async def test_what_was_read_at_the_seal_does_not_change_when_the_worker_is_kill
             seen = bot.requests[0]
             before = len(bot.requests)
             await one.start()
-            await bot.until(lambda: len(bot.requests) > before, within=30)
+            await bot.until(lambda: len(bot.requests) > before)
             bot.answer = lambda _: (200, {}, b"{}")
-            await bot.until(lambda: len(bot.to_device) == 20, within=30)
+            await bot.until(lambda: len(bot.to_device) == 20)
         assert {(one.txn_id, one.body) for one in bot.requests if one.txn_id == seen.txn_id} == {
             (seen.txn_id, seen.body)
         }
@@ -185,6 +185,6 @@ async def test_case_27_bytes_of_a_deleted_devices_messages_wait_no_more(
     async with appservice() as bot, worker(files_for(tmp_path, database, bot)):
         await bot.until(lambda: len(bot.to_device) == 1)
         assert numbers(bot) == [4]
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while await pg.fetchval(WAITING) != 0:
                 await asyncio.sleep(0.1)

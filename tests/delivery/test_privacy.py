@@ -18,7 +18,7 @@ LONG: Final = CANARY + "x" * 20_000  # so long that it is stored out of line
 
 
 async def gone(pg: Connection) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while await where_it_is(pg, CANARY):
             await asyncio.sleep(0.1)
 

@@ -46,7 +46,7 @@ async def test_case_24_what_is_always_refused_is_found_and_buried_and_the_rest_a
     files = bridge(tmp_path, database, bot, max_items=80)
     async with worker(files):
         await capture_all(pg, 200, poison)
-        await wait_until(pg, "select acked_to = 200 from appservice_bridge.lane", within=40)
+        await wait_until(pg, "select acked_to = 200 from appservice_bridge.lane")
         await wait_until(pg, "select count(*) = 0 from appservice_bridge.outbox")
         await capture(pg, BOT, 201)
         await bot.until(lambda: numbers(bot.to_device)[-1] == 201)
@@ -75,7 +75,7 @@ async def test_between_two_burials_something_else_is_taken(
     bot.answer = refuses(400)
     async with worker(bridge(tmp_path, database, bot)):
         await capture_all(pg, 4, poison=[1, 2, 3, 4])
-        await sent_all(pg, within=30)
+        await sent_all(pg)
     ids = [letter["txn_id"] for letter in await buried(pg)]
     assert len(ids) == 4
     order = [one.txn_id for one in bot.requests]
@@ -164,12 +164,12 @@ async def test_case_21_what_is_too_large_is_halved_at_once_and_the_cap_is_learnt
     bot.answer = answer
     async with worker(bridge(tmp_path, database, bot)):
         await send(1, 200)
-        await sent_all(pg, within=30)
+        await sent_all(pg)
         assert probes(bot.requests) == []
         assert 8192 <= await lane(pg, "body_cap_bytes") <= limit
         before = len(bot.requests)
         await send(201, 400)
-        await sent_all(pg, within=30)
+        await sent_all(pg)
         assert all(len(one.body) <= limit for one in bot.requests[before:])
         await send(401, 401, padding=limit)
         await send(402, 402)
@@ -233,13 +233,13 @@ async def test_case_17_a_wrong_token_is_kept_and_told_and_rests_at_the_ceiling(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     bot.answer = always(status)
-    backoff = {"first_seconds": 0.1, "ceiling_seconds": 30}
+    backoff = {"first_seconds": 0.1, "ceiling_seconds": 300}
     files = bridge(tmp_path, database, bot, backoff=backoff)
     async with worker(files):
         await capture_all(pg, 2)
         await wait_until(pg, "select failed_attempts = 1 from appservice_bridge.lane")
         rests = "extract(epoch from due_at - clock_timestamp())::float8"
-        assert 20 < await lane(pg, rests) <= 30
+        assert 100 < await lane(pg, rests) <= 300
         assert await lane(pg, "last_status") == status
         bot.answer = ok
         await pg.execute("update appservice_bridge.lane set due_at = '-infinity'")

@@ -67,7 +67,6 @@ async def told_all(pg: Connection) -> None:
         " and not exists (select from appservice_bridge.device_list_update)"
         " and not exists (select from appservice_bridge.device_key_state"
         "                  where waiting or sealed_in is not null)",
-        within=30,
     )
 
 

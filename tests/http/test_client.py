@@ -54,7 +54,7 @@ async def test_it_goes_on_where_nobody_listens_yet(database: str, tmp_path: Path
             await asyncio.sleep(0.5)
             assert not sending.done()
             async with worker(files):
-                assert await asyncio.wait_for(sending, 20) == [{"status": "accepted"}]
+                assert await asyncio.wait_for(sending, 60) == [{"status": "accepted"}]
                 await bot.until(lambda: len(bot.to_device) == 1)
 
 

@@ -51,7 +51,7 @@ async def test_one_appservice_over_its_budget_is_refused_alone_and_loses_nothing
             assert await pg.fetchval(counted) == len(refused)
 
             dead.answer = ok
-            await dead.until(lambda: len(dead.to_device) == 26, within=40)
+            await dead.until(lambda: len(dead.to_device) == 26)
             again = await hs.send("2", *mixed, accepted[3])
             assert again.raw == taken.raw  # what was said of it holds
             await until(

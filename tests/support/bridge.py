@@ -161,7 +161,7 @@ class WorkerProcess:
     async def terminate(self) -> int:
         assert self.process is not None
         self.process.terminate()
-        return await asyncio.wait_for(self.process.wait(), 30)
+        return await asyncio.wait_for(self.process.wait(), 60)
 
 
 @asynccontextmanager

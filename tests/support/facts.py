@@ -128,7 +128,7 @@ async def outbox(pg: Connection, appservice_id: str = "bot") -> list[Any]:
     return [item.get("event_id") or item["content"].get("n") for item in items]
 
 
-async def wait_until(pg: Connection, condition: str, within: float = 15) -> None:
+async def wait_until(pg: Connection, condition: str, within: float = 60) -> None:
     """Wait until a query says true."""
     async with asyncio.timeout(within):
         while not await pg.fetchval(condition):

@@ -50,7 +50,7 @@ def places(count: int, among: int, seed: int) -> list[int]:
     return sorted(random.Random(seed).sample(range(1, among + 1), count))
 
 
-async def sent_all(pg: Connection, within: float = 15) -> None:
+async def sent_all(pg: Connection, within: float = 60) -> None:
     """Nothing is in flight, and all that was routed is delivered or buried."""
     await wait_until(
         pg,

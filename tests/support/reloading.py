@@ -48,7 +48,7 @@ class Operator:
         """Have the files read again; what it came to."""
         return str((await self.ask("POST", RELOAD))[1]["outcome"])
 
-    async def until_reload(self, outcome: str, within: float = 30.0) -> None:
+    async def until_reload(self, outcome: str, within: float = 60.0) -> None:
         """Wait until the last reload, whoever asked for it, came to this."""
         async with asyncio.timeout(within):
             while (await self.ask("GET", RELOAD))[1]["outcome"] != outcome:

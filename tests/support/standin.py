@@ -55,7 +55,7 @@ class StandIn:
         ):
             return response.status
 
-    async def until(self, condition: Callable[[], bool], within: float = 15.0) -> None:
+    async def until(self, condition: Callable[[], bool], within: float = 60.0) -> None:
         """Wait until something holds of the pings."""
         async with asyncio.timeout(within), self.changed:
             await self.changed.wait_for(condition)

@@ -48,7 +48,7 @@ async def tokens(pg: Connection) -> dict[str, int]:
 
 
 async def until_held(
-    pg: Connection, condition: Callable[[Counter[int]], bool], *, within: float = 30.0
+    pg: Connection, condition: Callable[[Counter[int]], bool], *, within: float = 60.0
 ) -> float:
     """Wait for lanes to be held in some way; returns the seconds that took."""
     clock = asyncio.get_running_loop().time
