@@ -48,9 +48,10 @@ update lane set sealed_to = $3, acked_to = $3
 """
 
 REST: Final = """
--- lanes.rest: no rest after an attempt ($6 seconds) during which a rest was ended
+-- lanes.rest: no rest after an attempt during which a rest was ended; it took $6 seconds up to
+-- the begin of this DB transaction, however long the row is waited for
 update lane
-   set due_at = case when woken_at between clock_timestamp() - make_interval(secs => $6)
+   set due_at = case when woken_at between now() - make_interval(secs => $6)
                                        and clock_timestamp()
                      then clock_timestamp()
                      else clock_timestamp() + make_interval(secs => $3) end,
@@ -209,6 +210,8 @@ async def rest(
     status: int | None,
 ) -> float:
     """Record a failed attempt; returns the seconds until the lane is due again.
+
+    First in a DB transaction: `attempt_seconds` passed before it began.
 
     Raises:
         LeaseLostError: someone else holds the lane.

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -229,6 +230,33 @@ async def test_a_wake_while_the_clock_was_ahead_ends_no_rest_of_today(
             await bot.until(lambda: len(bot.requests) == 1)
             await asyncio.sleep(1.5)
     assert len(bot.requests) == 1
+
+
+async def test_a_wake_early_in_an_attempt_is_heard_however_late_its_end_is_written(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    async with appservice() as bot:
+        bot.answer = always(500)
+        bot.open.clear()
+        files = write_files(
+            tmp_path,
+            database,
+            [registration("bot", bot.url, users=["@b_.*"])],
+            delivery={"backoff": {"first_seconds": 300, "ceiling_seconds": 300}},
+        )
+        async with worker(files):
+            await capture(pg, BOT, 1)
+            await bot.until(lambda: len(bot.requests) == 1)
+            async with pg.transaction():
+                await pg.execute(
+                    "update appservice_bridge.lane"
+                    " set due_at = '-infinity', woken_at = clock_timestamp()"
+                )
+                early = time.monotonic() - bot.requests[0].began
+                bot.open.set()
+                await wait_until(pg, "select exists (select from pg_locks where not granted)")
+                await asyncio.sleep(1 + 2 * early)
+            await bot.until(lambda: len(bot.requests) == 2)
 
 
 class _Unheard(Database):
