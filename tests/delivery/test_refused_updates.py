@@ -57,6 +57,7 @@ async def waits(pg: Connection, users: list[str], devices: list[str], messages: 
         routed = "select position = %d from appservice_bridge.outbox_head"
         await wait_until(pg, routed % messages)
     await pg.execute("update appservice_bridge.lane set paused_at = null")
+    await pg.execute("notify appservice_bridge_outbox")
 
 
 async def told_all(pg: Connection) -> None:
