@@ -32,7 +32,7 @@ async def test_one_item_that_is_refused_is_found_and_everything_else_is_delivere
     files = files_for(tmp_path, database, "websocket", delivery=quick)
     for n in range(1, 7):
         await capture(pg, BOT, n)
-    async with worker(files), connected(files, answers=False) as bot, asyncio.timeout(30):
+    async with worker(files), connected(files, answers=False) as bot, asyncio.timeout(60):
         assert await answer(bot, "M_BAD_JSON", 3) == [1, 2, 4, 5, 6]
         await wait_until(pg, BURIED)
     letter = await pg.fetchrow(

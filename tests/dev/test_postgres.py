@@ -92,7 +92,7 @@ def test_nothing_runs_on_after_its_parent_was_killed(tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
 
-    assert psutil.wait_procs(processes, timeout=5)[1] == []
+    assert psutil.wait_procs(processes, timeout=60)[1] == []
     with EmbeddedPostgres(tmp_path / "data") as server:
         assert server.child.running
 
@@ -118,7 +118,7 @@ if ROOT:  # only root has directories that others cannot pass
         assert closed.stat().st_uid == 0
         parent.kill()
         parent.wait()
-        psutil.wait_procs([postmaster], timeout=5)
+        psutil.wait_procs([postmaster], timeout=60)
 
 
 def start_in_another_process(

@@ -83,7 +83,7 @@ async def test_an_appservice_of_ones_own_is_plugged_in_and_served_after_all_that
     app.router.add_put("/_matrix/app/v1/transactions/{txn}", take)
     async with serving(app, port):
         room_id = await make_room(dev.env())
-        transaction = await asyncio.wait_for(arrived.get(), 20)
+        transaction = await asyncio.wait_for(arrived.get(), 60)
     assert transaction["events"][0]["room_id"] == room_id
 
 

@@ -75,12 +75,12 @@ class DevCommand:
 
     def end(self) -> int:
         self.process.terminate()
-        return self.process.wait(30)
+        return self.process.wait(120)
 
 
 def survivors(processes: "Sequence[psutil.Process]") -> "list[psutil.Process]":
-    """Those that still run after a few seconds."""
-    alive: list[psutil.Process] = psutil.wait_procs(processes, timeout=8)[1]
+    """Those that still run after a minute."""
+    alive: list[psutil.Process] = psutil.wait_procs(processes, timeout=60)[1]
     return alive
 
 
