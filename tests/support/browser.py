@@ -19,7 +19,7 @@ from playwright.async_api import (
 )
 
 NAMES: Final = ("chromium", "chromium-browser", "google-chrome")
-PATIENCE_MS: Final = 30_000.0
+PATIENCE_MS: Final = 60_000.0
 AXE: Final = files("axe_playwright_python") / "axe.min.js"
 RUN_AXE: Final = """
 async () => (await axe.run({resultTypes: ["violations"]})).violations
