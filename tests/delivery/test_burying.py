@@ -174,17 +174,17 @@ async def test_a_bot_that_dies_of_an_item_and_asks_again_is_given_the_next(
     files = files_for(tmp_path, database, "poll", delivery=ONE_EACH)
     await capture_all(pg, 3)
     async with worker(files), polling(files) as one:
-        given = await one.next(20)
+        given = await one.next()
         assert given.numbers == [1]
         assert (await one.next()).body == given.body
         await bury(db)
-        following = await one.next(20)
+        following = await one.next()
         assert following.numbers == [2]
         assert await one.ack(given.txn_id) == 200  # too late: it says nothing of what is in flight
         assert (await one.next()).body == following.body
         await is_set_aside(pg, files, 1, None)
         assert await one.ack(following.txn_id) == 200
-        last = await one.next(20)
+        last = await one.next()
         assert last.numbers == [3]
         assert await one.ack(last.txn_id) == 200
         await sent_all(pg)
@@ -197,11 +197,11 @@ async def test_a_bot_that_acknowledges_before_it_asks_again_has_taken_it(
     files = files_for(tmp_path, database, "poll", delivery=ONE_EACH)
     await capture_all(pg, 2)
     async with worker(files), polling(files) as one:
-        given = await one.next(20)
+        given = await one.next()
         await bury(db)
         assert await pg.fetchval(ASKED)
         assert await one.ack(given.txn_id) == 200
-        assert (await one.next(20)).numbers == [2]
+        assert (await one.next()).numbers == [2]
         assert (await one.next()).numbers == [2]  # what was said was not said of this one
     assert await buried(pg) == []
     assert await ledger(pg, "delivered") == {"to_device": 1}
@@ -213,11 +213,11 @@ async def test_a_word_to_split_and_then_to_bury_ends_at_the_one_item(
     files = files_for(tmp_path, database, "poll", delivery={"max_items": 10})
     await capture_all(pg, 2)
     async with worker(files), polling(files) as one:
-        assert (await one.next(20)).numbers == [1, 2]
+        assert (await one.next()).numbers == [1, 2]
         await operating.retry(db, "bot", by=BY, split=True)
-        assert (await one.next(20)).numbers == [1]
+        assert (await one.next()).numbers == [1]
         await bury(db)
-        following = await one.next(20)
+        following = await one.next()
         assert following.numbers == [2]  # the other part, of which nothing was said
         assert await one.ack(following.txn_id) == 200
         await sent_all(pg)

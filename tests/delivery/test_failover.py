@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 
 from appservice_bridge.dev.postgres import EmbeddedPostgres
+from appservice_bridge.storage import hosts
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError, connect
 from appservice_bridge.storage.migrations import migrate
 from tests.support.appservice import appservice
@@ -95,7 +96,8 @@ class Deaf:
 
 
 @pytest.fixture
-async def deaf() -> AsyncIterator[Deaf]:
+async def deaf(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Deaf]:
+    monkeypatch.setattr(hosts, "CONNECT_SECONDS", 4)
     one = Deaf()
     server = await asyncio.start_server(one.visited, "127.0.0.1", 0)
     one.port = server.sockets[0].getsockname()[1]

@@ -183,7 +183,7 @@ async def test_case_14_killed_between_answer_and_ack_it_gives_the_same_id_and_by
             again = await bot.next()
             assert again.body == lost.body
             assert await bot.ack(again.txn_id) == 200
-            assert (await bot.next(20)).numbers == [2]
+            assert (await bot.next()).numbers == [2]
 
 
 async def test_a_worker_that_ends_lets_nobody_wait(
