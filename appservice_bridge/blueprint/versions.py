@@ -1,5 +1,6 @@
 """Which migrations a database has: statements for whoever applies them with whatever driver."""
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -41,15 +42,47 @@ insert into appservice_bridge.schema_version (number, name) values ($1, $2)
 """
 
 
-class SchemaTooNewError(BridgeError):
-    """A newer release migrated this database; run that release."""
+RECORD_WORKS_FROM: Final = """
+-- versions.record_works_from: behind the migration that made the column
+update appservice_bridge.schema_version set works_from = $2 where number = $1
+"""
 
-    def __init__(self, found: int, known: int) -> None:
+NEWER: Final = """
+-- versions.newer: what a release with migrations up to $1 does not know; null where nothing is
+select max(number) as found, max(coalesce(works_from, number)) as needed
+  from appservice_bridge.schema_version where number > $1
+"""
+
+_OLDER_WORKERS: Final = re.compile(r"^-- older workers: (?:from (\d{4})|none)$", re.MULTILINE)
+
+
+class SchemaTooNewError(BridgeError):
+    """A newer release migrated this database, and this one may not go on; run that release.
+
+    Attributes:
+        found: the newest migration there.
+        known: the newest one of this release.
+        needed: the oldest that a release must know to go on there; None: nobody looked.
+    """
+
+    def __init__(self, found: int, known: int, needed: int | None = None) -> None:
+        needs = f", which needs a release that knows {needed:04}," if needed is not None else ""
         super().__init__(
-            f"the database has schema {found}, this release knows {known}: install a newer one"
+            f"the database has schema {found:04}{needs} and this release knows {known:04}: "
+            "install the release that migrated it, or a newer one"
         )
         self.found = found
         self.known = known
+        self.needed = needed
+
+
+def works_from(migration: str) -> int | None:
+    """The oldest migration whose workers may go on behind this one, as its text says.
+
+    None: none may, or those up to 0014, which had no workers before them.
+    """
+    said = _OLDER_WORKERS.search(migration)
+    return int(said[1]) if said is not None and said[1] is not None else None
 
 
 def lacking(applied: Iterable[int]) -> list[int]:

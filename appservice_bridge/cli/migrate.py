@@ -35,4 +35,4 @@ def migrate(
     if applied:
         print(f"applied {', '.join(f'{number:04}' for number in applied)}")
     else:
-        print("nothing to do: the schema is this release's")
+        print("nothing to do: the schema has all that this release needs")

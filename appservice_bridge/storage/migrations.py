@@ -10,9 +10,13 @@ from appservice_bridge.blueprint.versions import (
     CREATE_SCHEMA,
     CREATE_VERSION_TABLE,
     LOCK_VERSIONS,
+    NEWER,
     RECORD,
+    RECORD_WORKS_FROM,
     SCHEMA_EXISTS,
+    SchemaTooNewError,
     lacking,
+    works_from,
 )
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.storage.database import Connection
@@ -47,18 +51,24 @@ class SchemaOutdatedError(BridgeError):
 
 
 async def pending(conn: Connection) -> list[int]:
-    """Numbers of the migrations that this database lacks.
+    """Numbers of the migrations that this database lacks; newer ones may be there.
 
     Raises:
-        SchemaTooNewError: the database was migrated by a newer release.
+        SchemaTooNewError: one of the newer ones is not for workers of this release.
     """
     if not await conn.fetchval(SCHEMA_EXISTS):
         return lacking(())
-    return lacking(row["number"] for row in await conn.fetch(APPLIED))
+    applied = [row["number"] for row in await conn.fetch(APPLIED)]
+    known = max(known_migrations())
+    if applied and max(applied) > known:
+        ((found, needed),) = await conn.fetch(NEWER, known)
+        if needed > known:
+            raise SchemaTooNewError(found, known, needed)
+    return lacking(number for number in applied if number <= known)
 
 
 async def require_current(conn: Connection) -> None:
-    """Refuse a database whose schema is not this release's.
+    """Refuse a database whose schema this release cannot work on.
 
     Raises:
         SchemaTooNewError, SchemaOutdatedError: as their texts say.
@@ -73,7 +83,7 @@ async def migrate(conn: Connection) -> list[int]:
     Two at once: the second waits for the table lock and finds nothing left to do.
 
     Raises:
-        SchemaTooNewError: the database was migrated by a newer release.
+        SchemaTooNewError: as `pending` says.
     """
     await _ensure_schema(conn)
     async with conn.transaction():
@@ -84,8 +94,11 @@ async def migrate(conn: Connection) -> list[int]:
         numbers = await pending(conn)
         for number in numbers:
             file = known_migrations()[number]
-            await conn.execute(file.read_text(encoding="utf-8"))
+            text = file.read_text(encoding="utf-8")
+            await conn.execute(text)
             await conn.execute(RECORD, number, file.name)
+            if (oldest := works_from(text)) is not None:
+                await conn.execute(RECORD_WORKS_FROM, number, oldest)
     return numbers
 
 

@@ -66,15 +66,18 @@ def migrate(txn: "LoggingTransaction") -> list[int]:
     """Apply what is missing, all of it or nothing; returns the numbers.
 
     Raises:
-        SchemaTooNewError: a newer release was here.
+        SchemaTooNewError: a newer release was here, whose functions stay.
     """
     _run(txn, capture.BEGIN + _MIGRATING)
     _run(txn, versions.LOCK_VERSIONS)
     numbers = versions.lacking(number for (number,) in _rows(txn, versions.APPLIED))
     for number in numbers:
         file = known_migrations()[number]
-        _run(txn, file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        _run(txn, text)
         _run(txn, versions.RECORD, number, file.name)
+        if (oldest := versions.works_from(text)) is not None:
+            _run(txn, versions.RECORD_WORKS_FROM, number, oldest)
     return numbers
 
 

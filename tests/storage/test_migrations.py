@@ -1,6 +1,7 @@
 """The bridge's own schema is applied once, whole, by one worker at a time, and only forward."""
 
 import asyncio
+import re
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,7 +12,12 @@ import pytest
 
 from appservice_bridge.blueprint import files
 from appservice_bridge.blueprint.files import known_migrations
-from appservice_bridge.blueprint.versions import RECORD, SchemaTooNewError
+from appservice_bridge.blueprint.versions import (
+    RECORD,
+    RECORD_WORKS_FROM,
+    SchemaTooNewError,
+    works_from,
+)
 from appservice_bridge.storage.database import Connection, connect
 from appservice_bridge.storage.migrations import (
     SchemaOutdatedError,
@@ -21,6 +27,7 @@ from appservice_bridge.storage.migrations import (
 )
 
 ALL: Final = list(known_migrations())
+MARK: Final = re.compile(r"^-- older workers: (?:from \d{4}|none)$", re.MULTILINE)
 OBJECTS: Final = """
 select c.relkind::text, c.relname, c.oid
   from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -82,16 +89,47 @@ async def test_of_many_at_once_one_migrates_and_the_others_find_it_done(
         await conn.close()
 
 
-async def test_a_schema_from_a_newer_release_is_refused_and_left_alone(empty: Connection) -> None:
+def test_each_migration_says_whether_older_workers_may_go_on() -> None:
+    said = {number: MARK.findall(file.read_text()) for number, file in known_migrations().items()}
+    silent = [number for number, marks in said.items() if number >= 15 and len(marks) != 1]
+    assert silent == []
+    oldest = [works_from(file.read_text()) for file in known_migrations().values()]
+    assert all(one is None or one < number for number, one in enumerate(oldest, start=1))
+
+
+async def test_a_schema_that_is_not_for_older_workers_is_refused_and_left_alone(
+    empty: Connection,
+) -> None:
     await migrate(empty)
-    newer = max(ALL) + 1
-    await empty.execute(RECORD, newer, f"{newer:04}_tomorrow.sql")
+    newest = max(ALL)
+    for number in (newest + 1, newest + 2):
+        await empty.execute(RECORD, number, f"{number:04}_tomorrow.sql")
+    await empty.execute(RECORD_WORKS_FROM, newest + 2, newest)  # the one before is for nobody
     before = await objects(empty)
     for refuses in (migrate, pending, require_current):
-        with pytest.raises(SchemaTooNewError) as refused:
+        with pytest.raises(SchemaTooNewError, match=f"a release that knows {newest + 1:04}") as no:
             await refuses(empty)
-        assert (refused.value.found, refused.value.known) == (newer, max(ALL))
+        assert (no.value.found, no.value.known, no.value.needed) == (newest + 2, newest, newest + 1)
     assert await objects(empty) == before
+
+
+async def test_on_a_schema_that_is_for_older_workers_too_a_release_goes_on_and_changes_nothing(
+    empty: Connection, schema: Path
+) -> None:
+    newest, further = max(ALL), [max(ALL) + 1, max(ALL) + 2]
+    for number in further:
+        text = f"-- older workers: from {newest:04}\ncreate table more_{number} ();"
+        (schema / f"{number:04}_more.sql").write_text(text)
+    assert await migrate(empty) == [*ALL, *further]
+    before = await objects(empty)
+    for number in further:
+        (schema / f"{number:04}_more.sql").unlink()
+    await require_current(empty)
+    assert await migrate(empty) == []
+    assert await objects(empty) == before
+    (schema / known_migrations()[newest].name).unlink()
+    with pytest.raises(SchemaTooNewError):  # two releases behind
+        await require_current(empty)
 
 
 async def test_a_database_that_was_never_migrated_is_refused(empty: Connection) -> None:

@@ -120,10 +120,15 @@ async def worker(files: Files, *, over_tls: bool = False) -> AsyncIterator[Worke
 
 @dataclass(kw_only=True)
 class WorkerProcess:
-    """A worker as operators run it; `kill` is SIGKILL."""
+    """A worker as operators run it; `kill` is SIGKILL.
+
+    Attributes:
+        release: where another package of the bridge lies; None: this one.
+    """
 
     files: Files
     log: Path
+    release: Path | None = None
     process: asyncio.subprocess.Process | None = None
 
     async def start(self, *, wait: bool = True) -> None:
@@ -131,6 +136,7 @@ class WorkerProcess:
             self.process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "appservice_bridge", "run"),
                 *("--config", str(self.files.config)),
+                cwd=self.release,  # where -m looks first
                 stdout=output,
                 stderr=output,
             )
@@ -165,9 +171,11 @@ class WorkerProcess:
 
 
 @asynccontextmanager
-async def worker_process(files: Files) -> AsyncIterator[WorkerProcess]:
+async def worker_process(
+    files: Files, *, release: Path | None = None
+) -> AsyncIterator[WorkerProcess]:
     """A worker in a process of its own; killed when the context ends, if it still runs."""
-    one = WorkerProcess(files=files, log=files.config.with_suffix(".log"))
+    one = WorkerProcess(files=files, log=files.config.with_suffix(".log"), release=release)
     await one.start()
     try:
         yield one
