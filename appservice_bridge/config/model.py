@@ -23,6 +23,7 @@ from appservice_bridge.config.values import (
     Endpoint,
     HttpUrl,
     Items,
+    KeyFile,
     KeyId,
     Listen,
     LocatedPath,
@@ -85,7 +86,7 @@ class ListenOn(Section):
     relay: Listen = Endpoint(host="127.0.0.1", port=9009)
     admin: Listen = Endpoint(host="127.0.0.1", port=9010)
     tls_cert_file: TextFile | None = None
-    tls_key_file: TextFile | None = None
+    tls_key_file: KeyFile | None = None
 
     @field_validator("admin")
     @classmethod
@@ -262,7 +263,7 @@ class Admin(Section):
 
     tokens: tuple[AdminToken, ...] = ()
     tls_cert_file: TextFile | None = None
-    tls_key_file: TextFile | None = None
+    tls_key_file: KeyFile | None = None
     allow_plain_http: bool = False
     metrics: Literal["token", "open"] = "token"
 

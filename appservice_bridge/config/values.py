@@ -17,6 +17,7 @@ _KEY_ID: Final = re.compile(r"ed25519:[A-Za-z0-9_]{1,255}")
 _KEY_BYTES: Final = 32
 _HIGHEST_PORT: Final = 65_535
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_ENCRYPTED_KEY: Final = ("-----BEGIN ENCRYPTED PRIVATE KEY-----", "Proc-Type: 4,ENCRYPTED")
 _EVERYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104 - compared with, never bound
 
 
@@ -203,6 +204,16 @@ def _checked_text(value: Path) -> Path:
     return value
 
 
+def _checked_key(value: Path) -> Path:
+    """Nobody is there to type a passphrase, and nothing may wait for one."""
+    if any(mark in read_text(_checked_text(value)) for mark in _ENCRYPTED_KEY):
+        raise ValueError(
+            f"{value}: the key has a passphrase, which nobody types for a service; write one "
+            f"without: openssl pkey -in {value.name} -out key.pem"
+        )
+    return value
+
+
 Listen = Annotated[Endpoint, PlainValidator(parse_endpoint)]
 HttpUrl = Annotated[str, AfterValidator(http_url)]
 ServerName = Annotated[str, AfterValidator(server_name)]
@@ -228,3 +239,5 @@ LocatedPath = Annotated[Path, AfterValidator(_located)]
 """A path; a relative one starts at the config file."""
 SecretFile = Annotated[LocatedPath, AfterValidator(_checked_secret)]
 TextFile = Annotated[LocatedPath, AfterValidator(_checked_text)]
+KeyFile = Annotated[LocatedPath, AfterValidator(_checked_key)]
+"""The private key of a certificate, as it is."""

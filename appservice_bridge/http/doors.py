@@ -50,15 +50,23 @@ class Certificate:
             CertificateError: connections get what they got before.
         """
         self._loaded()
-        self.context.load_cert_chain(*self._files)
+        self._load_into(self.context)
 
     def _loaded(self) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self._load_into(context)
+        return context
+
+    def _load_into(self, context: ssl.SSLContext) -> None:
+        """Without the question that OpenSSL would ask on a terminal, and wait for."""
+
+        def refuse() -> str:
+            raise CertificateError(self._section, "the key has a passphrase; give it without")
+
         try:
-            context.load_cert_chain(*self._files)
+            context.load_cert_chain(*self._files, password=refuse)
         except (OSError, ssl.SSLError) as error:
             raise CertificateError(self._section, error.strerror or type(error).__name__) from None
-        return context
 
 
 class Door:

@@ -2,15 +2,28 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    KeySerializationEncryption,
+    NoEncryption,
+    PrivateFormat,
+)
 from cryptography.x509.oid import NameOID
 
+PLAIN: Final = NoEncryption()
 
-def self_signed(directory: Path) -> Path:
+
+def self_signed(
+    directory: Path,
+    *,
+    form: PrivateFormat = PrivateFormat.PKCS8,
+    encryption: KeySerializationEncryption = PLAIN,
+) -> Path:
     """Write key and certificate into one file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "remote.test")])
@@ -26,6 +39,6 @@ def self_signed(directory: Path) -> Path:
         .sign(key, SHA256())
     )
     file = directory / "remote.pem"
-    written = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    written = key.private_bytes(Encoding.PEM, form, encryption)
     file.write_bytes(written + certificate.public_bytes(Encoding.PEM))
     return file
