@@ -1,6 +1,22 @@
 """Reading small text files, with every way it can fail said in one line."""
 
+import stat
+from os import stat_result
 from pathlib import Path
+from typing import Final
+
+_KINDS: Final = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def other_than_a_file(found: stat_result) -> str | None:
+    """What it is instead; to read such a thing may wait for ever, or never end."""
+    return next((named for is_it, named in _KINDS if is_it(found.st_mode)), None)
 
 
 def read_text(path: Path) -> str:
@@ -10,11 +26,11 @@ def read_text(path: Path) -> str:
         ValueError: missing, not a file, not permitted, or not UTF-8; the message names no path.
     """
     try:
+        if (what := other_than_a_file(path.stat())) is not None:
+            raise ValueError(f"is {what}, not a file")
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise ValueError("no such file") from None
-    except IsADirectoryError:
-        raise ValueError("is a directory, not a file") from None
     except PermissionError:
         raise ValueError("may not be read: permission denied") from None
     except OSError as error:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from appservice_bridge.config.files import other_than_a_file
 from appservice_bridge.config.registrations import find
 
 _COARSE_SECONDS: Final = 10.0  # a file may change twice within one tick of its file system's clock
@@ -44,9 +45,11 @@ class FileWatch:
         return True
 
     def _digest(self, path: Path) -> bytes:
-        """SHA-256 of what it holds; nothing if it cannot be read."""
+        """SHA-256 of what it holds; nothing if it is no file or cannot be read."""
         try:
             found = path.stat()
+            if other_than_a_file(found) is not None:
+                return b""
             stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
             known = self._stamps.get(path)
             settled = time.time() - found.st_mtime > _COARSE_SECONDS

@@ -1,5 +1,8 @@
 """A config and its registrations are sound together, or every fault is named at once."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +89,20 @@ def test_a_pattern_may_be_absolute_or_the_very_name_of_a_file(directory: Directo
 def test_a_pattern_that_matches_a_directory_is_a_fault(directory: Directory) -> None:
     directory.add("registrations: [registrations]")
     assert directory.faults() == ["registrations: is a directory, not a file"]
+
+
+def test_a_pattern_that_matches_a_fifo_is_a_fault_and_nobody_waits(directory: Directory) -> None:
+    fifo = directory.path / "registrations" / "pipe.yaml"
+    os.mkfifo(fifo)
+    check = [sys.executable, "-m", "appservice_bridge", "check", "--config"]
+    done = subprocess.run(
+        [*check, str(directory.config_file)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, "pipe.yaml: is a FIFO, not a file" in done.stderr) == (1, True)
 
 
 @pytest.mark.parametrize("pattern", ["a\\0b", "x" * 5000])

@@ -1,7 +1,9 @@
 """The watch of files: what changed is told once, and only when it is whole."""
 
 import os
+import threading
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,29 @@ def test_a_link_that_leads_to_itself_is_a_change_and_no_end(
     assert [watch.changed(PATTERNS) for _ in range(3)] == [False, True, False]
     faults = read_registration(tmp_path / "loop.reg").faults
     assert ["symbolic links" in fault.reason for fault in faults] == [True]
+
+
+def at_once(work: Callable[[], Iterable[object]]) -> list[object] | None:
+    """What it comes to; None if it waits, which is left to itself."""
+    told: list[object] = []
+    thread = threading.Thread(target=lambda: told.extend(work()), daemon=True)
+    thread.start()
+    thread.join(30)
+    return None if thread.is_alive() else told
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("f", "a FIFO"), ("d", "a directory"), ("n", "a device")]
+)
+def test_what_is_no_file_is_not_read_and_refused_by_name(
+    watch: FileWatch, tmp_path: Path, name: str, kind: str
+) -> None:
+    os.mkfifo(tmp_path / "f.reg")
+    (tmp_path / "d.reg").mkdir()
+    (tmp_path / "n.reg").symlink_to("/dev/null")
+    looks = at_once(lambda: [watch.changed(PATTERNS) for _ in range(3)])
+    assert looks == [False, True, False]
+    path = tmp_path / f"{name}.reg"
+    assert at_once(lambda: map(str, read_registration(path).faults)) == [
+        f"{path}: is {kind}, not a file"
+    ]
