@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from appservice_bridge.config.document import Location
-from appservice_bridge.config.faults import Fault, nearest
+from appservice_bridge.config.faults import Fault
 from appservice_bridge.config.model import AppserviceSection, ListenOn
 from appservice_bridge.config.registrations import ENCRYPTION, Reading
 from appservice_bridge.config.values import endpoint_of
+from appservice_bridge.domain.nearest import nearest
 from appservice_bridge.domain.registration import WEBSOCKET, Registration, relay_path
 
 

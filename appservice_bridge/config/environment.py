@@ -9,8 +9,9 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from appservice_bridge.config.document import Location
-from appservice_bridge.config.faults import Fault, nearest
+from appservice_bridge.config.faults import Fault
 from appservice_bridge.config.model import Config
+from appservice_bridge.domain.nearest import nearest
 
 PREFIX: Final = "APPSERVICE_BRIDGE_"
 CONFIG_VARIABLE: Final = f"{PREFIX}CONFIG"

@@ -6,7 +6,7 @@ from typing import Any, Final, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from appservice_bridge.config.document import Location
-from appservice_bridge.config.faults import nearest
+from appservice_bridge.domain.nearest import nearest
 
 _WORDS: Final[Mapping[str, str]] = {
     "bool_type": "must be true or false",

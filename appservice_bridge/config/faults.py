@@ -1,12 +1,9 @@
 """What is wrong with a config or a registration: where, why, and how to mend it."""
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from appservice_bridge.domain.errors import BridgeError
-
-_NEAR = 0.6  # difflib's own default; below it suggestions are noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +41,3 @@ class ConfigError(BridgeError):
         self.faults = tuple(faults)
         self.warnings = tuple(warnings)
         super().__init__("\n".join(map(str, self.faults)))
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that `word` was most likely meant to be, if any comes near."""
-    by_folded = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), by_folded, n=1, cutoff=_NEAR)
-    return by_folded[close[0]] if close else None

@@ -11,8 +11,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from appservice_bridge.config.document import Document, Location, parse, read
 from appservice_bridge.config.explaining import explained
-from appservice_bridge.config.faults import ConfigError, Fault, nearest
+from appservice_bridge.config.faults import ConfigError, Fault
 from appservice_bridge.config.values import PlainText, http_url, plain_text
+from appservice_bridge.domain.nearest import nearest
 from appservice_bridge.domain.registration import WEBSOCKET, Namespace, Registration, compiled
 
 ENCRYPTION: Final = "org.matrix.msc3202"

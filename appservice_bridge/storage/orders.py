@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from appservice_bridge.config.faults import nearest
 from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.domain.nearest import nearest
 from appservice_bridge.storage import lanes, notifications
 from appservice_bridge.storage.database import Connection
 
