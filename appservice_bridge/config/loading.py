@@ -1,5 +1,6 @@
 """From a path to a configuration that is sound as a whole, or every fault of it at once."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,12 +143,28 @@ def _registrations(draft: _Draft, faults: list[Fault]) -> list[Reading]:
     named = draft.keys.get("registrations", Config.model_fields["registrations"].default)
     patterns = [each for each in named if isinstance(each, str)] if _is_list(named) else []
     files, unmatched = find(patterns, base=draft.base)
-    for pattern, reason in unmatched.items():
+    left = [pattern for pattern in patterns if pattern not in unmatched]
+    for pattern in unmatched:
         place: Location = ("registrations", list(named).index(pattern))
-        faults.append(draft.fault(place, f"{pattern} {reason}"))
+        faults.append(draft.fault(place, f"{pattern} {_unmatched(draft, left)}"))
     readings = [read_registration(file) for file in files]
     faults += (fault for reading in readings for fault in reading.faults)
     return readings
+
+
+def _unmatched(draft: _Draft, left: list[str]) -> str:
+    """Why it is refused, and the line for an operator who means it.
+
+    A directory that is not mounted looks the same as one whose last file was removed, and what
+    comes for an appservice that is gone is not kept.
+    """
+    variable = draft.environment.variable(("registrations",))
+    wanted = f"{variable}=" if variable else "registrations: "
+    wanted += json.dumps(left, ensure_ascii=False)
+    return (
+        "matches no file; relative paths start at the config file; if its appservices are to be "
+        f"gone, write `{wanted}`"
+    )
 
 
 def _is_list(value: Any) -> bool:

@@ -145,21 +145,21 @@ def understood(document: Document) -> Reading:
     )
 
 
-def find(patterns: Iterable[str], *, base: Path) -> tuple[list[Path], dict[str, str]]:
-    """The files that glob patterns name, each once, and why a pattern names none.
+def find(patterns: Iterable[str], *, base: Path) -> tuple[list[Path], list[str]]:
+    """The files that glob patterns name, each once, and the patterns that name none.
 
     A pattern that is the name of an existing file means that file, brackets and all.
     """
     files: dict[Path, Path] = {}
-    faults: dict[str, str] = {}
+    unmatched: list[str] = []
     for pattern in patterns:
         literal = base / pattern
         found = [literal] if _is_there(literal) else _globbed(pattern, base)
         if not found:
-            faults[pattern] = "matches no file; relative paths start at the config file"
+            unmatched.append(pattern)
         for path in found:
             files.setdefault(_resolved(path), path)
-    return sorted(files.values()), faults
+    return sorted(files.values()), unmatched
 
 
 def shared(readings: Iterable[Reading]) -> Iterator[Fault]:

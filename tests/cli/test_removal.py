@@ -15,7 +15,7 @@ from tests.support.bridge import Files, registration, worker, worker_process, wr
 from tests.support.command import command
 from tests.support.dead_letters import set_aside
 from tests.support.facts import Connection, capture, relay, wait_until
-from tests.support.reloading import operator, register, with_tokens
+from tests.support.reloading import ROOT, change, operator, register, with_tokens
 
 BOT, OTHER = "@b_1:example.org", "@o_1:example.org"
 OF_BOT = "select position::int from appservice_bridge.outbox where appservice_id = 'bot'"
@@ -119,6 +119,30 @@ async def test_many_rows_go_in_many_batches(
     monkeypatch.setattr(removing, "BATCH", 2)
     await removing._remove(files.load(), "bot", discard_backlog=True)
     assert (await rows_of(pg, "bot")).keys() == {"attached"}
+
+
+async def test_the_last_file_takes_its_appservice_away_only_with_the_line_that_is_named(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    ours = [registration("bot", "http://127.0.0.1:9", users=["@b_.*"])]
+    files = with_tokens(write_files(tmp_path, database, ours))
+    async with worker_process(files), operator(files) as op:
+        await op.until_reload("unchanged")  # the watch has had its first look
+        await capture(pg, BOT, 1)
+        (tmp_path / "registration_0.yaml").unlink()
+        await op.until_reload("refused")
+        await capture(pg, BOT, 2)  # it is still there, for the disk may just not be mounted
+        async with asyncio.timeout(60):
+            while len(await pg.fetch(OF_BOT)) < 2:
+                await asyncio.sleep(0.05)
+        _, told = await op.ask("POST", f"{ROOT}/reload")
+        assert told["reasons"][0].endswith("write `registrations: []`")
+        change(files, registrations=[])
+        await op.until_reload("reloaded")
+        code, _, err = await remove(files)
+        assert (code, "2 items" in err) == (1, True)
+        assert len(await pg.fetch(OF_BOT)) == 2
+        assert (await remove(files, "--discard-backlog"))[0] == 0
 
 
 async def test_while_it_is_configured_it_is_not_removed(pg: Connection, files: Files) -> None:

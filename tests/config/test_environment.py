@@ -62,7 +62,14 @@ def test_a_whole_config_may_come_from_the_environment(
             "delivery.max_item is not a known key; did you mean max_items?",
         ),
         ("REGISTRATIONS", "a.yaml", "registrations must be a list; in a variable, as JSON"),
-        ("REGISTRATIONS", '["gone/*"]', "gone/* matches no file"),
+        (
+            "REGISTRATIONS",
+            '["gone/*"]',
+            (
+                "gone/* matches no file; relative paths start at the config file; if its "
+                "appservices are to be gone, write `APPSERVICE_BRIDGE_REGISTRATIONS=[]`"
+            ),
+        ),
         ("DELIVERY", "SECRET{", "delivery must be a mapping"),
         ("LISTEN", '{"relay": "x"}', "listen.relay must be host:port"),
         ("DATABASE", "mysql://SECRET", "database must be embedded or like postgresql://"),

@@ -86,6 +86,28 @@ def test_a_pattern_may_be_absolute_or_the_very_name_of_a_file(directory: Directo
     assert len(directory.load().registrations) == 1
 
 
+@pytest.mark.parametrize(
+    ("patterns", "left"),
+    [
+        ("[registrations/*.yaml]", "[]"),
+        ("[gone/*, lost/*]", "[]"),
+        ("[registrations/*.yaml, other/*]", '["other/*"]'),
+    ],
+)
+def test_where_the_last_file_of_a_pattern_went_the_line_to_write_is_named(
+    directory: Directory, patterns: str, left: str
+) -> None:
+    directory.write("other/bot.yaml", registration())
+    (directory.path / "registrations" / "my-bot.yaml").unlink()
+    directory.add(f"registrations: {patterns}")
+    line = f"registrations: {left}"
+    told = directory.faults()
+    assert told
+    assert all(fault.endswith(f"are to be gone, write `{line}`") for fault in told)
+    directory.add(line)
+    assert len(directory.load().registrations) == (left != "[]")
+
+
 def test_a_pattern_that_matches_a_directory_is_a_fault(directory: Directory) -> None:
     directory.add("registrations: [registrations]")
     assert directory.faults() == ["registrations: is a directory, not a file"]
