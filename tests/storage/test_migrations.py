@@ -10,6 +10,7 @@ from typing import Any, Final
 import asyncpg
 import pytest
 
+import appservice_bridge
 from appservice_bridge.blueprint import files
 from appservice_bridge.blueprint.files import known_migrations
 from appservice_bridge.blueprint.versions import (
@@ -32,6 +33,10 @@ OBJECTS: Final = """
 select c.relkind::text, c.relname, c.oid
   from pg_class c join pg_namespace n on n.oid = c.relnamespace
  where n.nspname = $1 order by 1, 2
+"""
+COLUMNS: Final = """
+select table_name, column_name from information_schema.columns
+ where table_schema = 'appservice_bridge'
 """
 
 
@@ -178,3 +183,12 @@ async def test_a_migration_may_take_longer_than_a_statement_may(
     assert await first.fetchval("show statement_timeout") == "300ms"
     for conn in (first, second):
         await conn.close()
+
+
+async def test_every_column_is_named_by_this_release(pg: Connection) -> None:
+    package = Path(appservice_bridge.__file__).parent
+    sources = [*package.rglob("*.py"), package.parent / "schema" / "synapse" / "capture.sql"]
+    words = set(re.findall(r"\w+", "".join(file.read_text() for file in sources)))
+    columns = {(row["table_name"], row["column_name"]) for row in await pg.fetch(COLUMNS)}
+    assert len(columns) > 100
+    assert [column for column in sorted(columns) if column[1] not in words] == []
