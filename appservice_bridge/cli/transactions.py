@@ -58,12 +58,12 @@ def _row(one: OwedTransaction) -> tuple[str, ...]:
 
 
 def _remarks(one: OwedTransaction) -> str:
-    said = {
-        "may have been processed": one.doubtful,
-        f"part of {one.part_of}": one.part_of is not None,
-        "to be set aside": one.bury_asked_at is not None,
-    }
-    return ", ".join(words for words, so in said.items() if so)
+    said = ["may have been processed"] if one.doubtful else []
+    if one.part_of is not None:
+        said.append(f"part of {one.part_of}")
+    if one.bury_asked_at is not None:
+        said.append(f"to be set aside since {moment(one.bury_asked_at)}")
+    return ", ".join(said)
 
 
 def _last(appservice_id: str, last: LaneLast) -> str:

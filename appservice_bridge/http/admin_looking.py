@@ -162,6 +162,7 @@ def _in_flight(one: OwedTransaction, failed_attempts: int) -> dict[str, Any]:
         "refusals": one.refusals,
         "refused_since": ms(one.refused_since),
         "sealed_at": ms(one.sealed_at),
+        "bury_asked_since": ms(one.bury_asked_at),
     }
 
 

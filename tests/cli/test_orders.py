@@ -140,7 +140,7 @@ async def test_what_is_to_be_buried_is_named_and_asked_about(pg: Connection, fil
     assert "abtest-7 becomes a dead letter instead of being sent to bot again" in out
     assert "no worker runs that serves it" in out
     assert await pg.fetchval(ASKED) == [7]
-    assert "to be set aside" in (await run(files, "transactions", "bot"))[1]
+    assert "to be set aside since 20" in (await run(files, "transactions", "bot"))[1]
     assert await pg.fetchval("select due_at <= now() from appservice_bridge.lane")
     done = "select array[action, outcome] || subjects from appservice_bridge.admin_audit"
     assert await pg.fetchval(done) == ["retry", "rest ended, to be buried", "abtest-7"]

@@ -7,7 +7,15 @@ import pytest_asyncio
 from playwright.async_api import Browser, expect
 
 from tests.support.browser import Scheme, chromium, desk
-from tests.support.standin_admin import NASTY, StandIn, every_state, lane, letter, stand_in
+from tests.support.standin_admin import (
+    NASTY,
+    StandIn,
+    every_state,
+    in_flight,
+    lane,
+    letter,
+    stand_in,
+)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -46,6 +54,11 @@ async def test_axe_finds_nothing_in_light_and_dark(
         await one.page.goto(f"{bridge.url}/#/lane/resting")
         await one.press("Choose all shown")
         await one.press("Discard")
+        assert await one.violations() == []
+        await one.press("Cancel")
+        bridge.flight = in_flight(items=1)
+        await one.page.get_by_text("More", exact=True).click()
+        await one.press("Set aside")
         assert await one.violations() == []
 
 
@@ -166,6 +179,45 @@ async def test_what_cannot_be_undone_is_asked_and_escape_means_no(
         await one.press("Discard 1 dead letter")
         await one.hears("1 dead letter discarded")
     assert bridge.orders == [("dead-letters/discard", {"ids": [letter(2)["id"]]})]
+
+
+@pytest.mark.parametrize(
+    ("flight", "at", "why"),
+    [
+        ({"items": 15}, "resting", "15 things in flight: retry and split until one is left."),
+        ({"items": 1, "device_keys": 1}, "resting", "2 things in flight"),
+        ({"items": 1, "bury_asked_since": 1}, "resting", "abcdef-7 is to be set aside."),
+        ({"items": 1}, "paused", "It is paused: resume it first."),
+    ],
+)
+async def test_what_cannot_be_set_aside_says_why(
+    browser: Browser, bridge: StandIn, flight: dict[str, int], at: str, why: str
+) -> None:
+    bridge.flight = in_flight(**flight)
+    async with desk(browser, bridge.url) as one:
+        await one.log_in("operator", f"#/lane/{at}")
+        await one.page.get_by_text("More", exact=True).click()
+        await one.sees(why)
+        await expect(one.page.get_by_role("button", name="Set aside")).to_be_disabled()
+
+
+async def test_what_is_set_aside_is_what_was_shown_when_it_was_asked(
+    browser: Browser, bridge: StandIn
+) -> None:
+    bridge.flight = in_flight(items=0, device_lists=1, doubtful=True)
+    async with desk(browser, bridge.url) as one:
+        await one.log_in("operator", "#/lane/resting")
+        await one.page.get_by_text("More", exact=True).click()
+        await one.press("Set aside")
+        await one.sees("It may have been processed.")
+        await one.press("Cancel")
+        await one.press("Set aside")
+        bridge.flight = in_flight(txn_id="abcdef-8", items=1)
+        await one.sees("abcdef-8: 1 item")
+        await one.sees("Set abcdef-7 aside?")
+        await one.press("Set it aside")
+        await one.hears("resting: abcdef-7 becomes a dead letter")
+    assert bridge.orders == [("appservices/resting/retry", {"bury": "abcdef-7"})]
 
 
 async def test_everything_can_be_done_with_the_keyboard_alone(

@@ -65,7 +65,7 @@ async def test_a_viewer_sees_everything_and_has_no_button(
         await one.page.get_by_role("link", name="bot", exact=True).click()
         await one.sees("Your token may look.")
         await one.sees("refused (400 M_BAD_JSON) in abx-1")
-        for name in ("Pause", "Resume", "Retry now", "Ping", "Redrive", "Discard", "Resync"):
+        for name in ("Pause", "Resume", "Retry now", "Ping", "Redrive", "Discard", "Set aside"):
             await expect(button(one, name)).to_have_count(0)
         await expect(one.page.get_by_role("checkbox")).to_have_count(0)
         await expect(one.page.get_by_role("link", name="Audit")).to_have_count(0)
@@ -96,6 +96,26 @@ async def test_operators_and_admins_pause_resume_and_redrive(
         await bot.until(lambda: [item["content"]["n"] for item in bot.to_device] == [1])
         await one.sees("It is well.")
         assert await buried(pg) == 0
+
+
+@pytest.mark.parametrize("role", ["operator", "admin"])
+async def test_operators_and_admins_set_the_one_item_in_flight_aside(
+    browser: Browser, pg: Connection, url: str, bot: Appservice, role: str
+) -> None:
+    bot.answer = lambda _: (503, {}, b"{}")
+    await capture(pg, BOT, 1)
+    await wait_until(pg, FAILED)
+    async with desk(browser, url) as one:
+        await one.log_in(role, LANE)
+        await one.page.get_by_text("More", exact=True).click()
+        await one.press("Set aside")
+        await one.sees("The one item in it becomes a dead letter and is not sent again")
+        assert await buried(pg) == 0
+        await one.press("Set it aside")
+        await one.hears("becomes a dead letter, unless its ack comes first")
+        await wait_until(pg, "select count(*) = 1 from appservice_bridge.dead_letter")
+        await one.sees("set aside by an operator")
+        await one.sees("Nothing is in flight.")
 
 
 async def test_only_an_admin_discards_and_reads_who_changed_what(

@@ -103,7 +103,17 @@ async def test_one_that_fails_rests_and_it_is_said_why_and_since_when(
     assert 0 < told["due_in_seconds"] <= 400
     flying = told["in_flight"]
     assert (flying["items"], flying["attempts"]) == (1, 1)
-    assert flying["txn_id"] == bot.requests[0].txn_id
+    assert (flying["txn_id"], flying["bury_asked_since"]) == (bot.requests[0].txn_id, None)
+
+
+async def test_what_is_to_be_set_aside_says_since_when(
+    viewer: Operator, pg: Connection, bot: Appservice
+) -> None:
+    await until_it_fails(pg, bot)
+    asked = "update appservice_bridge.sealed set bury_asked_at = '2026-01-02T03:04:05Z'"
+    await pg.execute(asked)
+    told = await viewer.get("/appservices/bot")
+    assert told["in_flight"]["bury_asked_since"] == 1_767_323_045_000
 
 
 async def test_the_states_are_told_apart(viewer: Operator, pg: Connection) -> None:

@@ -82,6 +82,19 @@ def transaction(number: int, state: str) -> dict[str, Any]:
     }
 
 
+def in_flight(**changed: Any) -> dict[str, Any]:
+    return {
+        "txn_id": "abcdef-7",
+        "items": 15,
+        "device_lists": 0,
+        "device_keys": 0,
+        "bytes": 40_960,
+        "attempts": 2,
+        "doubtful": False,
+        "bury_asked_since": None,
+    } | changed
+
+
 def device(number: int, *, low: bool) -> dict[str, Any]:
     return {
         "user_id": f"@irc_{number}:example.org",
@@ -119,6 +132,7 @@ class StandIn:
 
     Attributes:
         orders: each POST: path below the root as it came, body.
+        flight: the transaction in flight, of each lane.
         speaks: whether the stream of events says anything.
     """
 
@@ -126,6 +140,7 @@ class StandIn:
     url: str = ""
     orders: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     letters: list[dict[str, Any]] = field(default_factory=list)
+    flight: dict[str, Any] = field(default_factory=in_flight)
     speaks: asyncio.Event = field(default_factory=asyncio.Event)
     asked: list[str] = field(default_factory=list)
 
@@ -180,10 +195,9 @@ class StandIn:
         found = [each for each in self.lanes if each["id"] == request.match_info["id"]]
         if not found:
             return web.json_response({"errcode": "M_NOT_FOUND", "error": "unknown"}, status=404)
-        flight = {"txn_id": "abcdef-7", "items": 15, "bytes": 40_960, "attempts": 2}
         devices = [device(1, low=True), device(2, low=False)]
-        more = {"devices": devices, "waiting": {"to_device": 12, "event": 3}, "in_flight": flight}
-        return web.json_response(found[0] | more)
+        more = {"devices": devices, "waiting": {"to_device": 12, "event": 3}}
+        return web.json_response(found[0] | more | {"in_flight": self.flight})
 
     @needs(Role.VIEWER)
     async def _transactions(self, _request: web.Request) -> web.Response:

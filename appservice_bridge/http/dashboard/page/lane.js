@@ -124,12 +124,21 @@ function factsOf(lane) {
     ["Last answer", lastAnswer(lane)],
     ["Last acknowledgement", lane.last_ack_ts],
     ["Next attempt", lane.due_in_seconds > 0 && !lane.well ? `in ${duration(lane.due_in_seconds)}` : "when something waits"],
-    ["In flight", flight ? `${flight.txn_id}: ${counted(flight.items, "item")}, ${bytes(flight.bytes)}, `
-      + `${counted(flight.attempts, "failed attempt")}${flight.doubtful ? ", may have been processed" : ""}` : "nothing"],
+    ["In flight", flight ? flightOf(flight) : "nothing"],
     ["Delivered so far", lane.delivered === undefined ? "–" : counted(lane.delivered, "item")],
     ["Goes to", [lane.transport, lane.url_host].filter(Boolean).join(", ") || "–"],
     ["Served by", lane.worker ?? "no worker"],
   ];
+}
+
+function flightOf(flight) {
+  const told = (flight.device_lists ?? 0) + (flight.device_keys ?? 0);
+  return [
+    `${flight.txn_id}: ${counted(flight.items, "item")}`, told && counted(told, "device update"),
+    bytes(flight.bytes), counted(flight.attempts, "failed attempt"),
+    flight.doubtful && "may have been processed",
+    flight.bury_asked_since && `to be set aside, since ${absolute(flight.bury_asked_since)}`,
+  ].filter(Boolean).join(", ");
 }
 
 function kindsOf(lane) {

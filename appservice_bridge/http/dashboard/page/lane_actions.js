@@ -1,6 +1,6 @@
 // The buttons of a lane: those that the token's role allows.
 import { path, post } from "./api.js";
-import { el } from "./dom.js";
+import { el, setText } from "./dom.js";
 import { carryOut, confirmed } from "./telling.js";
 import { counted } from "./words.js";
 
@@ -51,12 +51,14 @@ export function buttons(id, may, after) {
   const one = (each) => button(id, each, after);
   const [pause, resume, ...others] = VERBS.map(one);
   resume.hidden = true;
+  const aside = setAside(id, after);
   return {
     element: el("div", { class: "actions", role: "group", "aria-label": "Actions" },
       pause, resume, ...others,
       el("details", { class: "rare" }, el("summary", {}, "More"),
-        el("div", { class: "buttons" }, ...RARE.map(one), replay(id, after)))),
+        el("div", { class: "buttons" }, ...RARE.map(one), aside.element, replay(id, after)))),
     show(lane) {
+      aside.show(lane);
       const paused = lane.state === "paused" || Boolean(lane.paused_since);
       const [now, before] = paused ? [resume, pause] : [pause, resume];
       now.hidden = false;
@@ -76,6 +78,47 @@ function button(id, { verb, label, body, done, ask }, after) {
     }, after);
   });
   return element;
+}
+
+/** For the one item, user or device that is left in flight; what was shown is what is named. */
+function setAside(id, after) {
+  const element = el("button", { type: "button", class: "danger", "data-verb": "bury" }, "Set aside");
+  const hint = el("span", { id: "set-aside-hint", class: "hint" });
+  element.setAttribute("aria-describedby", hint.id);
+  let flight = null;
+  element.addEventListener("click", async () => {
+    const { txn_id: bury, doubtful } = flight;
+    const ask = {
+      title: `Set ${bury} aside?`,
+      text: "The one item in it becomes a dead letter and is not sent again, and the lane goes on."
+        + (doubtful ? " It may have been processed." : "")
+        + " Redrive puts it back, but behind all that waits: its place cannot be had again.",
+      yes: "Set it aside",
+    };
+    if (!(await confirmed(ask))) return;
+    await carryOut(element, async () => {
+      const told = await post(path("appservices", id, "retry"), { bury });
+      return `${id}: ${saidOf("bury", told) ?? `${bury} becomes a dead letter, unless its ack comes first`}`;
+    }, after);
+  });
+  return {
+    element: el("span", { class: "aside" }, element, hint),
+    show(lane) {
+      flight = lane.in_flight ?? null;
+      const not = whyNotAside(flight, lane.state === "paused" || Boolean(lane.paused_since));
+      element.disabled = not !== null;
+      setText(hint, not ?? "");
+    },
+  };
+}
+
+/** Null where one thing is in flight, and nobody said so yet. */
+function whyNotAside(flight, paused) {
+  if (flight === null) return "Nothing is in flight.";
+  const things = flight.items + flight.device_lists + flight.device_keys;
+  if (things !== 1) return `${counted(things, "thing")} in flight: retry and split until one is left.`;
+  if (flight.bury_asked_since) return `${flight.txn_id} is to be set aside.`;
+  return paused ? "It is paused: resume it first." : null;
 }
 
 /** What became of it, where the answer says more than that it was done. */
