@@ -2,35 +2,10 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
-from typing import Final
 
+from appservice_bridge.domain.lane_state import BEHIND_SECONDS, LaneState
 from appservice_bridge.domain.transport import Transport
-from appservice_bridge.storage.overview import LaneCondition, LaneView
-
-BEHIND_SECONDS: Final = 60.0  # waiting for longer than this is not what a lane that works does
-
-
-class State(StrEnum):
-    """One word for an appservice; see `LaneCondition` for how lanes are told apart.
-
-    Attributes:
-        WELL: what comes is delivered.
-        BEHIND: it is delivered, or about to be, and not as fast as it comes.
-        RESTING: the last attempt failed, and the next one comes by itself.
-        PAUSED: by an operator.
-        HALTED: by a seal that does not hold.
-        FREE: no worker that is alive holds its lane.
-        NO_TRANSPORT: there is no way to it now, and maybe none is wanted.
-    """
-
-    WELL = "well"
-    BEHIND = "behind"
-    RESTING = "resting"
-    PAUSED = "paused"
-    HALTED = "halted"
-    FREE = "free"
-    NO_TRANSPORT = "no_transport"
+from appservice_bridge.storage.overview import LaneView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +18,7 @@ class Diagnosis:
         mend: what to do, one sentence.
     """
 
-    state: State
+    state: LaneState
     since: datetime | None = None
     why: str | None = None
     mend: str | None = None
@@ -51,40 +26,42 @@ class Diagnosis:
     @property
     def well(self) -> bool:
         """Whether nothing has to be done."""
-        return self.state is State.WELL
+        return self.state.well
 
 
 def diagnose(lane: LaneView) -> Diagnosis:
     """What is wrong with a lane; the first that holds."""
     match lane.state:
-        case LaneCondition.UNREGISTERED | LaneCondition.GOING_LIVE | LaneCondition.DISCONNECTED:
+        case LaneState.UNREGISTERED | LaneState.GOING_LIVE | LaneState.DISCONNECTED:
             return _not_attached(lane)
-        case LaneCondition.UNSERVED:
+        case LaneState.UNSERVED:
             return Diagnosis(
-                state=State.FREE,
+                state=LaneState.UNSERVED,
                 since=lane.left_alone_at,
                 why="no worker that is alive serves it",
                 mend="start `appservice-bridge run`; if one runs, its log says what is wrong",
             )
-        case LaneCondition.HALTED | LaneCondition.PAUSED:
+        case LaneState.HALTED | LaneState.PAUSED:
             return _standing_still(lane)
-        case LaneCondition.FAILING:
+        case LaneState.FAILING:
             return _failing(lane)
-        case LaneCondition.DELIVERING | LaneCondition.IDLE:
-            return _delivering(lane)
+        case LaneState.BEHIND:
+            return _behind(lane)
+        case LaneState.DELIVERING | LaneState.IDLE | LaneState.NO_TRANSPORT:
+            return Diagnosis(state=lane.state)
 
 
 def _not_attached(lane: LaneView) -> Diagnosis:
     if not lane.registered:
         return Diagnosis(
-            state=State.NO_TRANSPORT,
+            state=LaneState.UNREGISTERED,
             why="no worker has its registration, so nothing is sent; what waits stays",
             mend="put its registration back, or forget it with "
             f"`appservice-bridge registration remove {lane.appservice_id}`",
         )
     if not lane.live:
         return Diagnosis(
-            state=State.BEHIND,
+            state=LaneState.GOING_LIVE,
             why="it is new, and what was open in the homeserver's database when it came may be "
             "left out until that has ended",
             mend="wait; if it stays so, a DB transaction is open for long: "
@@ -92,7 +69,7 @@ def _not_attached(lane: LaneView) -> Diagnosis:
         )
     how = "asks for its transactions" if lane.transport is Transport.POLL else "connects to us"
     return Diagnosis(
-        state=State.NO_TRANSPORT,
+        state=LaneState.DISCONNECTED,
         since=lane.last_attempt_at,
         why=f"it is one that {how}, and it is not here",
         mend="start the appservice; if it runs, its log says why it does not reach the relay",
@@ -100,15 +77,15 @@ def _not_attached(lane: LaneView) -> Diagnosis:
 
 
 def _standing_still(lane: LaneView) -> Diagnosis:
-    if lane.state is LaneCondition.PAUSED:
+    if lane.state is LaneState.PAUSED:
         return Diagnosis(
-            state=State.PAUSED,
+            state=LaneState.PAUSED,
             since=lane.paused_at,
             why="an operator paused it",
             mend="resume it",
         )
     return Diagnosis(
-        state=State.HALTED,
+        state=LaneState.HALTED,
         since=lane.failing_since or lane.last_attempt_at,
         why="what is stored is not what was sealed, so nothing is sent",
         mend="look for who changed the bridge's tables, then retry",
@@ -118,7 +95,7 @@ def _standing_still(lane: LaneView) -> Diagnosis:
 def _failing(lane: LaneView) -> Diagnosis:
     times = "once" if lane.failed_attempts == 1 else f"{lane.failed_attempts} times in a row"
     return Diagnosis(
-        state=State.RESTING,
+        state=LaneState.FAILING,
         since=lane.failing_since,
         why=f"it did not take a transaction {times}; the last outcome was {lane.last_outcome}",
         mend=_mend(lane),
@@ -141,12 +118,10 @@ def _mend(lane: LaneView) -> str:
             return "start it, or look at what is between; ping tells whether it can be reached"
 
 
-def _delivering(lane: LaneView) -> Diagnosis:
-    oldest = lane.oldest_seconds
-    if oldest is None or oldest < BEHIND_SECONDS:
-        return Diagnosis(state=State.WELL)
+def _behind(lane: LaneView) -> Diagnosis:
+    oldest = lane.oldest_seconds or 0.0
     return Diagnosis(
-        state=State.BEHIND,
+        state=LaneState.BEHIND,
         since=datetime.now(UTC) - timedelta(seconds=oldest - BEHIND_SECONDS),
         why=f"the oldest of what waits came {oldest:.0f} s ago",
         mend="if the backlog shrinks, wait; if not, the appservice answers too slowly",

@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 import orjson
 
 from appservice_bridge.config.loading import Loaded
-from appservice_bridge.delivery.diagnosis import Diagnosis, State, diagnose
+from appservice_bridge.delivery.diagnosis import Diagnosis, diagnose
 from appservice_bridge.delivery.history import History
+from appservice_bridge.domain.lane_state import LaneState
 from appservice_bridge.domain.registration import Registration
 from appservice_bridge.domain.transport import Transport
 from appservice_bridge.storage import capture_state, overview, watch
@@ -130,7 +131,7 @@ def appservice(
 ) -> dict[str, Any]:
     """One appservice; times are milliseconds since 1970."""
     found = diagnose(lane)
-    if found.state is State.NO_TRANSPORT and place is not None and place.transport == "none":
+    if found.state is LaneState.UNREGISTERED and place is not None and place.transport == "none":
         found = dataclasses.replace(found, why=_NOT_WANTED, mend=None)
     return {
         **_diagnosis(lane.appservice_id, found),
@@ -175,14 +176,13 @@ def _diagnosis(appservice_id: str, found: Diagnosis) -> dict[str, Any]:
 def _without_lane(appservice_id: str, place: Place) -> dict[str, Any]:
     """One that is not to get anything is well; the other gets its lane in a moment."""
     wanted = place.transport != "none"
-    state = State.FREE if wanted else State.NO_TRANSPORT
+    state = LaneState.UNSERVED if wanted else LaneState.NO_TRANSPORT
     found = Diagnosis(state=state, why=_NO_LANE if wanted else _NOT_WANTED)
     nothing: Mapping[str, Any] = dict.fromkeys(_NOTHING)
     return {
         **nothing,
         **dict.fromkeys(_ZERO, 0),
         **_diagnosis(appservice_id, found),
-        "well": not wanted,
         "transport": place.transport,
         "url_host": place.host,
     }

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
+from appservice_bridge.domain.lane_state import BEHIND_SECONDS, LaneState
 from appservice_bridge.domain.transport import Transport
 from appservice_bridge.storage.database import Connection
 
@@ -87,32 +87,6 @@ select count(*) from (select from capture_log limit 100000) c
 POLL_GONE_SECONDS: Final = 120.0  # twice as long as an appservice may wait before it asks again
 
 
-class LaneCondition(StrEnum):
-    """What an operator is told first of a lane; the first that holds, in this order.
-
-    Attributes:
-        UNREGISTERED: no worker was started with its registration; what waits stays.
-        GOING_LIVE: facts of its users may still be left out by older DB transactions.
-        DISCONNECTED: its appservice should come to us, and is not here.
-        UNSERVED: no worker that is alive holds it.
-        HALTED: its seal does not hold, and an operator must look.
-        PAUSED: an operator said so, and must say when it goes on.
-        FAILING: the last attempt failed.
-        DELIVERING: something waits.
-        IDLE: nothing does.
-    """
-
-    UNREGISTERED = "unregistered"
-    GOING_LIVE = "going_live"
-    DISCONNECTED = "disconnected"
-    UNSERVED = "unserved"
-    HALTED = "halted"
-    PAUSED = "paused"
-    FAILING = "failing"
-    DELIVERING = "delivering"
-    IDLE = "idle"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneView:
     """One lane as it is now.
@@ -161,24 +135,29 @@ class LaneView:
     transport: Transport | None = None
 
     @property
-    def state(self) -> LaneCondition:
+    def state(self) -> LaneState:
         """One word for it."""
         if not self.registered:
-            return LaneCondition.UNREGISTERED
+            return LaneState.UNREGISTERED
         if not self.live:
-            return LaneCondition.GOING_LIVE
+            return LaneState.GOING_LIVE
         if self._is_away():
-            return LaneCondition.DISCONNECTED
+            return LaneState.DISCONNECTED
         if self.worker is None:
-            return LaneCondition.UNSERVED
+            return LaneState.UNSERVED
         if self.rest_seconds == float("inf"):
-            return LaneCondition.HALTED
+            return LaneState.HALTED
         if self.paused:
-            return LaneCondition.PAUSED
+            return LaneState.PAUSED
         if self.failed_attempts:
-            return LaneCondition.FAILING
+            return LaneState.FAILING
+        return self._at_work()
+
+    def _at_work(self) -> LaneState:
+        if (self.oldest_seconds or 0.0) >= BEHIND_SECONDS:
+            return LaneState.BEHIND
         waits = self.waiting or self.device_updates
-        return LaneCondition.DELIVERING if waits else LaneCondition.IDLE
+        return LaneState.DELIVERING if waits else LaneState.IDLE
 
     def _is_away(self) -> bool:
         """Whether it is one who should come to us, and is not here."""

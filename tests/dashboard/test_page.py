@@ -6,6 +6,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, expect
 
+from appservice_bridge.domain.lane_state import LaneState
 from tests.support.browser import Scheme, chromium, desk
 from tests.support.standin_admin import (
     NASTY,
@@ -19,7 +20,7 @@ from tests.support.standin_admin import (
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-PAGES = ("#/", "#/lane/resting", "#/audit")
+PAGES = ("#/", "#/lane/failing", "#/audit")
 FIRST_PAINT_MS = 10_000.0  # a busy machine's; what it took is printed
 FOCUSED = """
 (({innerText, ariaLabel}) => [innerText, ariaLabel])(document.activeElement)
@@ -51,7 +52,7 @@ async def test_axe_finds_nothing_in_light_and_dark(
                 await one.page.get_by_text("More", exact=True).click()
                 await one.press("Choose all shown")
             assert await one.violations() == []
-        await one.page.goto(f"{bridge.url}/#/lane/resting")
+        await one.page.goto(f"{bridge.url}/#/lane/failing")
         await one.press("Choose all shown")
         await one.press("Discard")
         assert await one.violations() == []
@@ -97,18 +98,22 @@ async def test_the_worst_lane_comes_first_and_each_state_has_a_word_and_a_shape_
 ) -> None:
     async with desk(browser, bridge.url) as one:
         await one.log_in("viewer")
-        await one.sees("6 of 8 lanes are not well, first halted")
+        await one.sees("8 of 12 lanes are not well, first halted")
         rows = one.page.locator(".rows .lane")
         order = await rows.locator(".id").all_inner_texts()
-        assert order[:6] == ["halted", "free", "resting", "no_transport", "behind", "paused"]
+        assert order[:8] == [
+            *("halted", "unserved", "failing", "disconnected", "unregistered"),
+            *("behind", "going_live", "paused"),
+        ]
+        assert order[-1] == "no_transport"
         shapes = await rows.locator("svg path").evaluate_all(
             "all => all.map(each => each.getAttribute('d'))"
         )
         words = await rows.locator(".badge").all_inner_texts()
-        assert len(set(shapes)) == len(set(words)) == 7
+        assert len(set(shapes)) == len(set(words)) == len(LaneState)
         for lane_ in bridge.lanes:
-            lane_.update(state="well", well=True, oldest_waiting_seconds=None)
-        await one.sees("All is well: 8 lanes, nothing waits.")
+            lane_.update(state="idle", well=True, oldest_waiting_seconds=None)
+        await one.sees("All is well: 12 lanes, nothing waits.")
 
 
 async def test_lanes_are_found_by_what_is_said_of_them(browser: Browser, bridge: StandIn) -> None:
@@ -117,12 +122,12 @@ async def test_lanes_are_found_by_what_is_said_of_them(browser: Browser, bridge:
         rows = one.page.locator(".rows .lane")
         await one.page.get_by_label("Search").fill("unreachable HALT")
         await expect(rows).to_have_count(1)
-        await one.sees("1 of 8 lanes")
+        await one.sees("1 of 12 lanes")
         await one.page.get_by_label("Search").fill("nothing like it")
         await one.sees("No lane is like this. Empty the search, or show all.")
         await one.page.get_by_label("Search").fill("")
         await one.page.get_by_label("Show").select_option("not well")
-        await expect(rows).to_have_count(6)
+        await expect(rows).to_have_count(8)
 
 
 async def test_an_id_with_markup_stays_text_and_leads_to_its_page(
@@ -148,11 +153,11 @@ async def test_one_look_at_a_lane_says_what_is_wrong_since_when_and_what_to_do(
     browser: Browser, bridge: StandIn
 ) -> None:
     async with desk(browser, bridge.url) as one:
-        await one.log_in("viewer", "#/lane/resting")
+        await one.log_in("viewer", "#/lane/failing")
         answer = one.page.locator(".answer")
         for said in (
             "It is not well since",
-            "for 4 min: it is resting.",
+            "for 4 min: it is failing.",
             "What to do: look at its log.",
             "1,234 items (4.2 MiB) wait, the oldest room key for 4 min; 1 device runs out of keys.",
         ):
@@ -165,7 +170,7 @@ async def test_what_cannot_be_undone_is_asked_and_escape_means_no(
     browser: Browser, bridge: StandIn
 ) -> None:
     async with desk(browser, bridge.url) as one:
-        await one.log_in("admin", "#/lane/resting")
+        await one.log_in("admin", "#/lane/failing")
         await one.page.get_by_label("Choose dead letter 00000002").check()
         await one.press("Discard")
         await one.sees("Discard 1 dead letter for good?")
@@ -184,9 +189,9 @@ async def test_what_cannot_be_undone_is_asked_and_escape_means_no(
 @pytest.mark.parametrize(
     ("flight", "at", "why"),
     [
-        ({"items": 15}, "resting", "15 things in flight: retry and split until one is left."),
-        ({"items": 1, "device_keys": 1}, "resting", "2 things in flight"),
-        ({"items": 1, "bury_asked_since": 1}, "resting", "abcdef-7 is to be set aside."),
+        ({"items": 15}, "failing", "15 things in flight: retry and split until one is left."),
+        ({"items": 1, "device_keys": 1}, "failing", "2 things in flight"),
+        ({"items": 1, "bury_asked_since": 1}, "failing", "abcdef-7 is to be set aside."),
         ({"items": 1}, "paused", "It is paused: resume it first."),
     ],
 )
@@ -206,7 +211,7 @@ async def test_what_is_set_aside_is_what_was_shown_when_it_was_asked(
 ) -> None:
     bridge.flight = in_flight(items=0, device_lists=1, doubtful=True)
     async with desk(browser, bridge.url) as one:
-        await one.log_in("operator", "#/lane/resting")
+        await one.log_in("operator", "#/lane/failing")
         await one.page.get_by_text("More", exact=True).click()
         await one.press("Set aside")
         await one.sees("It may have been processed.")
@@ -216,8 +221,8 @@ async def test_what_is_set_aside_is_what_was_shown_when_it_was_asked(
         await one.sees("abcdef-8: 1 item")
         await one.sees("Set abcdef-7 aside?")
         await one.press("Set it aside")
-        await one.hears("resting: abcdef-7 becomes a dead letter")
-    assert bridge.orders == [("appservices/resting/retry", {"bury": "abcdef-7"})]
+        await one.hears("failing: abcdef-7 becomes a dead letter")
+    assert bridge.orders == [("appservices/failing/retry", {"bury": "abcdef-7"})]
 
 
 async def test_everything_can_be_done_with_the_keyboard_alone(
@@ -300,7 +305,8 @@ async def test_charts_are_loaded_only_when_they_are_shown(
 async def test_a_thousand_lanes_are_painted_at_once(
     browser: Browser, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lanes = [lane(f"appservice-{n:04}", backlog=n if n % 9 else 0) for n in range(993)]
+    others = range(1000 - len(LaneState))
+    lanes = [lane(f"appservice-{n:04}", backlog=n if n % 9 else 0) for n in others]
     async with stand_in(every_state() + lanes) as bridge, desk(browser, bridge.url) as one:
         await one.log_in("viewer")
         await one.page.reload()

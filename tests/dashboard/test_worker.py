@@ -150,7 +150,7 @@ async def test_a_lane_that_fails_and_recovers_is_seen_without_asking_again(
         await one.sees("All is well: 1 lane, nothing waits.")
         bot.answer = lambda _: (503, {}, b"{}")
         await capture(pg, BOT, 1)
-        await one.sees("1 of 1 lane is not well, first bot: resting after a failure")
+        await one.sees("1 of 1 lane is not well, first bot: failing")
         await one.page.get_by_role("link", name="bot").first.click()
         await one.sees("it did not take a transaction")
         await one.sees("it answers, and refuses: its own log says why; then retry.")

@@ -5,7 +5,8 @@ from typing import Any, Final
 
 import pytest
 
-from appservice_bridge.delivery.diagnosis import BEHIND_SECONDS, State, diagnose
+from appservice_bridge.delivery.diagnosis import diagnose
+from appservice_bridge.domain.lane_state import BEHIND_SECONDS, LaneState
 from appservice_bridge.domain.transport import Transport
 from appservice_bridge.storage.overview import LaneView
 
@@ -31,40 +32,45 @@ def lane(**known: Any) -> LaneView:
 
 
 def test_what_has_nothing_to_do_or_delivers_is_well_and_nothing_is_to_be_done() -> None:
-    for one in (lane(), lane(waiting=9, oldest_seconds=1.0), lane(dead_letters=3)):
+    for one, state in (
+        (lane(), LaneState.IDLE),
+        (lane(waiting=9, oldest_seconds=1.0), LaneState.DELIVERING),
+        (lane(dead_letters=3), LaneState.IDLE),
+    ):
         found = diagnose(one)
-        assert (found.state, found.well) == (State.WELL, True)
+        assert (found.state, found.well) == (state, True)
         assert (found.why, found.mend, found.since) == (None, None, None)
 
 
 @pytest.mark.parametrize(
     ("known", "state", "since"),
     [
-        ({"registered": False}, State.NO_TRANSPORT, None),
-        ({"live": False}, State.BEHIND, None),
-        ({"worker": None, "left_alone_at": THEN}, State.FREE, THEN),
-        ({"rest_seconds": float("inf"), "failing_since": THEN}, State.HALTED, THEN),
-        ({"paused": True, "paused_at": THEN}, State.PAUSED, THEN),
-        ({"failed_attempts": 2, "failing_since": THEN}, State.RESTING, THEN),
+        ({"registered": False}, LaneState.UNREGISTERED, None),
+        ({"live": False}, LaneState.GOING_LIVE, None),
+        ({"worker": None, "left_alone_at": THEN}, LaneState.UNSERVED, THEN),
+        ({"rest_seconds": float("inf"), "failing_since": THEN}, LaneState.HALTED, THEN),
+        ({"paused": True, "paused_at": THEN}, LaneState.PAUSED, THEN),
+        ({"failed_attempts": 2, "failing_since": THEN}, LaneState.FAILING, THEN),
         (
             {"transport": Transport.POLL, "attempted_seconds": 900.0, "last_attempt_at": THEN},
-            State.NO_TRANSPORT,
+            LaneState.DISCONNECTED,
             THEN,
         ),
     ],
 )
 def test_what_is_not_well_says_so_since_when_why_and_what_to_do(
-    known: dict[str, Any], state: State, since: datetime | None
+    known: dict[str, Any], state: LaneState, since: datetime | None
 ) -> None:
     found = diagnose(lane(**known))
-    assert (found.state, found.well, found.since) == (state, False, since)
+    assert found.state is lane(**known).state is state
+    assert (found.well, found.since) == (False, since)
     assert found.why
     assert found.mend
 
 
 def test_who_lets_things_wait_for_long_is_behind_since_then() -> None:
     found = diagnose(lane(waiting=1, oldest_seconds=BEHIND_SECONDS + 3600))
-    assert found.state is State.BEHIND
+    assert found.state is LaneState.BEHIND
     assert found.since is not None
     assert timedelta(hours=1) <= datetime.now(UTC) - found.since < timedelta(hours=2)
 

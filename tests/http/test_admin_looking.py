@@ -41,7 +41,7 @@ def files(database: str, tmp_path: Path, bot: Appservice) -> Files:
 @pytest.fixture
 async def viewer(pg: Connection, files: Files) -> AsyncIterator[Operator]:
     async with worker(files), operator(files, role="viewer") as one:
-        while {"behind", "free"} & {told["state"] for told in (await seen(one)).values()}:
+        while {"going_live", "unserved"} & {told["state"] for told in (await seen(one)).values()}:
             pass  # they are not live and served yet
         yield one
 
@@ -67,7 +67,7 @@ async def test_whoever_shows_a_token_is_told_who_they_are(viewer: Operator) -> N
 async def test_every_appservice_is_told_of_also_those_without_a_lane(viewer: Operator) -> None:
     told = await seen(viewer)
     assert set(told) == {"bot", ODD, "puppets", "socket"}
-    assert (told["bot"]["state"], told["bot"]["well"], told["bot"]["why"]) == ("well", True, None)
+    assert (told["bot"]["state"], told["bot"]["well"], told["bot"]["why"]) == ("idle", True, None)
     assert told["bot"]["worker"] is not None
     puppets, socket = told["puppets"], told["socket"]
     assert (puppets["state"], puppets["well"], puppets["transport"]) == (
@@ -76,7 +76,7 @@ async def test_every_appservice_is_told_of_also_those_without_a_lane(viewer: Ope
         "none",
     )
     assert (socket["state"], socket["well"], socket["transport"]) == (
-        "no_transport",
+        "disconnected",
         False,
         "websocket",
     )
@@ -93,7 +93,7 @@ async def test_one_that_fails_rests_and_it_is_said_why_and_since_when(
 ) -> None:
     await until_it_fails(pg, bot)
     told = await viewer.get("/appservices/bot")
-    assert (told["state"], told["well"], told["last_status"]) == ("resting", False, 503)
+    assert (told["state"], told["well"], told["last_status"]) == ("failing", False, 503)
     assert "once" in told["why"]
     assert "its own log" in told["mend"]
     assert told["not_well_since"] <= told["last_attempt_ts"]
@@ -121,17 +121,17 @@ async def test_the_states_are_told_apart(viewer: Operator, pg: Connection) -> No
     for change, state, undo in (
         ("paused_at = now()", "paused", "paused_at = null"),
         ("due_at = 'infinity'", "halted", "due_at = '-infinity'"),
-        ("failed_attempts = 3", "resting", "failed_attempts = 0"),
+        ("failed_attempts = 3", "failing", "failed_attempts = 0"),
     ):
         await pg.execute(lane.format(change))
         told = (await seen(viewer))["bot"]
         await pg.execute(lane.format(undo))
         assert (told["state"], told["well"]) == (state, False)
         assert told["mend"]
-    assert (await seen(viewer))["bot"]["state"] == "well"
+    assert (await seen(viewer))["bot"]["state"] == "idle"
 
 
-async def test_who_waits_for_long_is_behind_and_who_has_no_worker_is_free(
+async def test_who_waits_for_long_is_behind_and_who_has_no_worker_is_unserved(
     database: str, tmp_path: Path, pg: Connection
 ) -> None:
     conn = await connect(database)
@@ -146,7 +146,7 @@ async def test_who_waits_for_long_is_behind_and_who_has_no_worker_is_free(
         )
     )
     async with worker(files), operator(files, role="viewer") as viewer:
-        assert (await seen(viewer))["gone"]["state"] == "no_transport"
+        assert (await seen(viewer))["gone"]["state"] == "unregistered"
         assert "registration remove gone" in (await seen(viewer))["gone"]["mend"]
 
 

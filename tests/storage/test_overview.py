@@ -2,10 +2,10 @@
 
 from uuid import uuid4
 
+from appservice_bridge.domain.lane_state import LaneState
 from appservice_bridge.domain.transport import Transport
 from appservice_bridge.storage import connected, leases, overview, registrations
 from appservice_bridge.storage.database import connect
-from appservice_bridge.storage.overview import LaneCondition
 
 
 async def test_a_lane_of_no_registration_is_told_from_one_that_is_going_live(
@@ -19,9 +19,9 @@ async def test_a_lane_of_no_registration_is_told_from_one_that_is_going_live(
     seen = {lane.appservice_id: lane.state for lane in await overview.lanes(conn)}
     await conn.close()
     assert seen == {
-        "gone": LaneCondition.UNREGISTERED,
-        "live": LaneCondition.UNSERVED,
-        "new": LaneCondition.GOING_LIVE,
+        "gone": LaneState.UNREGISTERED,
+        "live": LaneState.UNSERVED,
+        "new": LaneState.GOING_LIVE,
     }
 
 
@@ -39,7 +39,7 @@ async def test_a_paused_lane_is_told_from_one_that_fails_and_has_no_work(databas
     seen = {lane.appservice_id: lane.state for lane in await overview.lanes(conn)}
     due = await leases.lanes_with_work(conn, worker_id)
     await conn.close()
-    assert seen == {"failing": LaneCondition.FAILING, "paused": LaneCondition.PAUSED}
+    assert seen == {"failing": LaneState.FAILING, "paused": LaneState.PAUSED}
     assert due == ["failing"]
 
 
@@ -68,9 +68,9 @@ async def test_a_lane_whose_appservice_is_away_is_told_from_one_that_no_worker_s
     seen = {one.appservice_id: one.state for one in await overview.lanes(conn, transports)}
     await conn.close()
     assert seen == {
-        "asking": LaneCondition.IDLE,
-        "away": LaneCondition.DISCONNECTED,
-        "here": LaneCondition.IDLE,
-        "silent": LaneCondition.DISCONNECTED,
-        "unserved": LaneCondition.UNSERVED,
+        "asking": LaneState.IDLE,
+        "away": LaneState.DISCONNECTED,
+        "here": LaneState.IDLE,
+        "silent": LaneState.DISCONNECTED,
+        "unserved": LaneState.UNSERVED,
     }

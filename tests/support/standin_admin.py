@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from appservice_bridge.domain.lane_state import LaneState
 from appservice_bridge.http.admin_auth import AdminAuth, Operator, Role, needs, whoever_asks
 from appservice_bridge.http.dashboard.files import Dashboard
 
@@ -22,15 +23,16 @@ DAY: Final = 86_400
 NASTY: Final = "<img src=x onerror=alert(1)>/&amp;%2F #?ü"
 
 
-def lane(id_: str, state: str = "well", **changed: Any) -> dict[str, Any]:
+def lane(id_: str, state: str = "idle", **changed: Any) -> dict[str, Any]:
     """An appservice as the admin port tells of it."""
+    well = LaneState(state).well
     return {
         "id": id_,
         "state": state,
-        "well": state == "well",
-        "not_well_since": None if state == "well" else now() - 240_000,
-        "why": None if state == "well" else f"it is {state}",
-        "mend": None if state == "well" else "look at its log",
+        "well": well,
+        "not_well_since": None if well else now() - 240_000,
+        "why": None if well else f"it is {state}",
+        "mend": None if well else "look at its log",
         "backlog": 0,
         "device_updates": 0,
         "bytes_waiting": 0,
@@ -117,8 +119,7 @@ def every_state() -> list[dict[str, Any]]:
         "failed_attempts": 7,
         "dead_letters": 2,
     }
-    states = ("well", "resting", "paused", "halted", "behind", "no_transport", "free")
-    return [lane(state, state, **({} if state == "well" else waits)) for state in states]
+    return [lane(state, state, **({} if state.well else waits)) for state in LaneState]
 
 
 def now() -> int:

@@ -11,8 +11,8 @@ import yaml
 from prometheus_client import ProcessCollector
 
 from appservice_bridge.domain.capture import CaptureMode
+from appservice_bridge.domain.lane_state import LaneState
 from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
-from appservice_bridge.storage.overview import LaneCondition
 from appservice_bridge.telemetry import catalogue
 from appservice_bridge.telemetry.sheet import PREFIX, Figure
 
@@ -21,7 +21,7 @@ NAMED: Final = re.compile(r"\b(?:appservice_bridge|process)_\w+")
 MATCHED: Final = re.compile(r'(\w+)(=~?)"([^"]*)"')
 OF_SCRAPING: Final = {"instance"}
 WORDS: Final = {
-    "state": {*LaneCondition, "in_use", "idle"},
+    "state": {*LaneState, "in_use", "idle"},
     "kind": {"all", "to_device"},
     "mode": {*CaptureMode},
     "outcome": {*LedgerOutcome, "http_401", "http_403"},

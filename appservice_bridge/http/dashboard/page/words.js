@@ -6,29 +6,29 @@ const ONE_DIGIT = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
 const MOMENT = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
 const CLOCK = new Intl.DateTimeFormat("en-GB", { timeStyle: "medium" });
 
-/** The worst first; `shape` is drawn beside the word, so that nobody needs to see colours. */
+/** The words of domain/lane_state.py, the worst first; nobody needs to see colours: see shapes.js. */
 const STATES = {
-  halted: { word: "halted", tone: "bad", shape: "octagon" },
-  free: { word: "no worker", tone: "bad", shape: "diamond" },
-  resting: { word: "resting after a failure", tone: "bad", shape: "triangle" },
-  no_transport: { word: "not connected", tone: "bad", shape: "ring" },
-  behind: { word: "behind", tone: "warn", shape: "half" },
-  paused: { word: "paused", tone: "warn", shape: "bars" },
-  well: { word: "well", tone: "good", shape: "dot" },
+  halted: { tone: "bad", shape: "octagon" },
+  unserved: { tone: "bad", shape: "diamond" },
+  failing: { tone: "bad", shape: "triangle" },
+  disconnected: { tone: "bad", shape: "ring" },
+  unregistered: { tone: "bad", shape: "cross" },
+  behind: { tone: "warn", shape: "half" },
+  going_live: { tone: "warn", shape: "hourglass" },
+  paused: { tone: "warn", shape: "bars" },
+  delivering: { tone: "good", shape: "arrow" },
+  idle: { tone: "good", shape: "dot" },
+  no_transport: { tone: "mute", shape: "dash" },
 };
 const RANKS = Object.keys(STATES);
 const UNKNOWN = { tone: "bad", shape: "triangle" };
+const spoken = (state) => String(state).replaceAll("_", " ");
 
-export const STATE_WORDS = Object.entries(STATES).map(([state, { word }]) => [state, word]);
+export const STATE_WORDS = RANKS.map((state) => [state, spoken(state)]);
 
-export function stateOf(lane) {
-  if (lane.state === "no_transport" && lane.well) {
-    return { word: "no transport wanted", tone: "mute", shape: "ring" };
-  }
-  return STATES[lane.state] ?? { ...UNKNOWN, word: String(lane.state) };
-}
+export const stateOf = ({ state }) => ({ ...(STATES[state] ?? UNKNOWN), word: spoken(state) });
 
-const rank = (lane) => (lane.well ? RANKS.length - (lane.state === "well") : RANKS.indexOf(lane.state));
+const rank = ({ state, well }) => (well ? RANKS.length + (state === "no_transport") : RANKS.indexOf(state));
 const from = (lane) => (lane.well ? 0 : lane.not_well_since ?? Number.MAX_VALUE);
 
 /** For sorting: the worst first, then who is unwell for longest; lanes that are well stay put. */
