@@ -31,7 +31,7 @@ class Diagnosis:
 
 def diagnose(lane: LaneView) -> Diagnosis:
     """What is wrong with a lane; the first that holds."""
-    match lane.state:
+    match state := lane.state:
         case LaneState.UNREGISTERED | LaneState.GOING_LIVE | LaneState.DISCONNECTED:
             return _not_attached(lane)
         case LaneState.UNSERVED:
@@ -48,7 +48,7 @@ def diagnose(lane: LaneView) -> Diagnosis:
         case LaneState.BEHIND:
             return _behind(lane)
         case LaneState.DELIVERING | LaneState.IDLE | LaneState.NO_TRANSPORT:
-            return Diagnosis(state=lane.state)
+            return Diagnosis(state=state)
 
 
 def _not_attached(lane: LaneView) -> Diagnosis:

@@ -16,7 +16,7 @@ from appservice_bridge.delivery.history import History
 from appservice_bridge.domain.lane_state import LaneState
 from appservice_bridge.domain.registration import Registration
 from appservice_bridge.domain.transport import Transport
-from appservice_bridge.storage import capture_state, overview, watch
+from appservice_bridge.storage import overview, whole
 from appservice_bridge.storage.capture_state import CaptureState
 from appservice_bridge.storage.database import Connection, Database
 from appservice_bridge.storage.overview import LaneView, WorkerView
@@ -81,7 +81,7 @@ class Overview:
         Raises:
             DatabaseUnavailableError: as it says.
         """
-        async with self._database.transaction() as conn:
+        async with self._database.statement() as conn:  # each is one: they share no snapshot
             told: dict[str, Any] = {
                 "version": VERSION,
                 "appservices": await self.appservices(conn),
@@ -108,20 +108,20 @@ class Overview:
 
     async def _homeserver(self, conn: Connection) -> dict[str, Any]:
         homeserver, limits = self._of.config.homeserver, self._of.config.budget.limits()
-        watched = await watch.read(conn)
-        state = await capture_state.read(conn)
+        seen = await whole.look(conn)
+        state = seen.capture
         return {
             "server_name": homeserver.server_name,
             "kind": homeserver.kind,
             "well": state.mode == homeserver.capture
-            and not (state.problems or watched.keys_only or watched.silent),
+            and not (state.problems or seen.keys_only or seen.silent),
             "capture": _capture(homeserver.capture, state),
-            "captured": await overview.captured(conn),
+            "captured": seen.captured,
             "budget": {
-                "used_bytes": (await watch.measure(conn)).used_bytes,
+                "used_bytes": seen.used_bytes,
                 "limit_bytes": limits.total_bytes,
                 "appservice_limit_bytes": limits.appservice_bytes,
-                "used_up": watched.keys_only,
+                "used_up": seen.keys_only,
             },
         }
 

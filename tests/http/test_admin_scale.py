@@ -51,7 +51,7 @@ async def test_a_thousand_appservices_take_no_more_statements_than_one(
     await shown.body()
     counted.clear()
     body = await shown.body()
-    assert len(counted) == for_one < 10
+    assert len(counted) == for_one == 3  # a busy worker waits long for each answer
     told = json.loads(body)["appservices"]
     assert len(told) == MANY + 1
     assert {one["backlog"] for one in told} == {0, BACKLOG}
