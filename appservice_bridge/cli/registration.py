@@ -35,9 +35,13 @@ registration.command("remove")(remove)
 NO_URL: Final = "null"
 _PRIVATE: Final = 0o600
 
+_STDOUT: Final = Path("-")
+
 Output = Annotated[
-    Path | None,
-    typer.Option("-o", "--output", metavar="FILE", help="Write here instead of to stdout."),
+    Path,
+    typer.Option(
+        "-o", "--output", metavar="FILE", help="Write here; -: to stdout.", show_default=False
+    ),
 ]
 
 
@@ -60,7 +64,7 @@ def new(
     ephemeral: Annotated[
         bool, typer.Option("--ephemeral", help="Also deliver typing, receipts and presence.")
     ] = False,
-    output: Output = None,
+    output: Output = _STDOUT,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a registration for an encrypted bot, with fresh tokens.
@@ -76,7 +80,7 @@ def new(
         ephemeral=ephemeral,
     )
     text = _checked(written(wish))
-    if output is None:
+    if output == _STDOUT:
         typer.echo(text.encode(), nl=False)
         return
     _write(output, text, overwrite=force, private=True)
@@ -97,7 +101,7 @@ def for_homeserver(
         Path | None,
         typer.Option(envvar=CONFIG_VARIABLE, metavar="FILE", help="Take the relay from here."),
     ] = None,
-    output: Output = None,
+    output: Output = _STDOUT,
     force: Annotated[bool, typer.Option("--force", help="Overwrite any existing file.")] = False,
 ) -> None:
     """Write the copy that the homeserver gets: its url points at the relay."""
@@ -106,7 +110,7 @@ def for_homeserver(
     if reading.registration is None or reading.document is None:
         raise typer.Exit(1)
     text = _copy(reading.document, reading.registration, relay, config)
-    if output is None:
+    if output == _STDOUT:
         typer.echo(text.encode(), nl=False)
         return
     if _is_same(output, file):

@@ -41,3 +41,10 @@ class ConfigError(BridgeError):
         self.faults = tuple(faults)
         self.warnings = tuple(warnings)
         super().__init__("\n".join(map(str, self.faults)))
+
+
+def in_order(found: Iterable[Fault], first: str) -> list[Fault]:
+    """As one mends them: the file that is `first`, then the others, each from the top down."""
+    every = list(found)
+    files = list(dict.fromkeys([first, *(fault.file for fault in every)]))
+    return sorted(every, key=lambda fault: (files.index(fault.file), fault.line or 0))

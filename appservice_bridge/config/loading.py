@@ -17,7 +17,7 @@ from appservice_bridge.config.environment import (
     unknown_variables,
 )
 from appservice_bridge.config.explaining import explained
-from appservice_bridge.config.faults import ConfigError, Fault
+from appservice_bridge.config.faults import ConfigError, Fault, in_order
 from appservice_bridge.config.model import AppserviceSection, Config, ListenOn, Section
 from appservice_bridge.config.registrations import Reading, find, read_registration, shared
 from appservice_bridge.domain.registration import Registration
@@ -92,9 +92,13 @@ def load(path: Path) -> Loaded:
     warnings += doubts(sections, readings)
     warnings += (draft.fault(*each) for each in _oddities(config))
     if config is None or faults:
-        raise ConfigError(faults, warnings)
+        raise ConfigError(
+            in_order(faults, draft.document.file), in_order(warnings, draft.document.file)
+        )
     found = tuple(reading.registration for reading in readings if reading.registration)
-    return Loaded(config=config, registrations=found, warnings=tuple(warnings))
+    return Loaded(
+        config=config, registrations=found, warnings=tuple(in_order(warnings, draft.document.file))
+    )
 
 
 def _draft(path: Path) -> _Draft:

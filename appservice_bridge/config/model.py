@@ -226,8 +226,12 @@ class Budget(Section):
     @field_validator("appservice_bytes")
     @classmethod
     def _within_total(cls, appservice_bytes: int, info: ValidationInfo) -> int:
-        if appservice_bytes > info.data.get("total_bytes", appservice_bytes):
-            raise ValueError("must be at most total_bytes")
+        total_bytes = info.data.get("total_bytes", appservice_bytes)
+        if appservice_bytes > total_bytes:
+            raise ValueError(
+                f"is {appservice_bytes} and must be at most total_bytes, which is {total_bytes}: "
+                "lower it, or raise budget.total_bytes"
+            )
         return appservice_bytes
 
     def limits(self) -> budget.Budget:

@@ -50,6 +50,14 @@ def test_every_fault_is_a_line_on_stderr_and_exit_1(run: Run, directory: Directo
     ]
 
 
+def test_faults_come_file_by_file_from_the_top_down(run: Run, directory: Directory) -> None:
+    directory.register("a.yaml", url="ftp://x")
+    directory.config("listen: {relay: no}\nnonsense: 1\nappservices: {gone: {}}\n" + MINIMAL)
+    result = run("check", "--config", "config.yaml")
+    places = [line.split(": ")[0] for line in result.stderr.splitlines()]
+    assert places[:4] == [*(f"config.yaml:{line}" for line in (1, 2, 3)), "registrations/a.yaml:2"]
+
+
 def test_warnings_are_shown_and_leave_exit_0(run: Run, directory: Directory) -> None:
     directory.register(fancy=1)
     result = run("check", "--config", "config.yaml")

@@ -10,11 +10,12 @@ from appservice_bridge.cli.main import COMMANDS
 from tests.cli.conftest import Run
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_says_what_it_is_for(run: Run, name: str) -> None:
-    result = run(name, "--help")
+@pytest.mark.parametrize("asked", ["-h", "--help"])
+@pytest.mark.parametrize("name", [*COMMANDS, "registration new"])
+def test_every_command_says_what_it_is_for(run: Run, name: str, asked: str) -> None:
+    result = run(*name.split(), asked)
     assert result.exit_code == 0, result.output
-    assert f"Usage: appservice-bridge {name}" in result.output or name == "registration"
+    assert f"Usage: appservice-bridge {name}" in result.output or name.startswith("registration")
 
 
 def test_it_says_which_release_it_is(run: Run) -> None:

@@ -41,6 +41,13 @@ def test_a_new_registration_is_what_an_encrypted_bot_needs(run: Run) -> None:
     assert keys["receive_ephemeral"] is keys["de.sorunome.msc2409.push_ephemeral"] is False
 
 
+@pytest.mark.parametrize("words", [("new", "bot"), ("for-homeserver", "bot.yaml", *RELAY)])
+def test_a_dash_is_stdout(run: Run, original: Path, words: tuple[str, ...]) -> None:
+    result = run("registration", *words, "-o", "-")
+    assert printed(result)["id"]
+    assert not Path("-").exists()
+
+
 def test_a_new_registration_says_what_was_asked_for(run: Run) -> None:
     users = ("--user", "@a_.*", "--user", "@b_.*", "--shared-user", "@c_.*")
     where = ("--url", "http://h:1", "--sender-localpart", "x", "--ephemeral")
@@ -188,7 +195,7 @@ def test_a_faulty_original_or_config_is_refused_with_every_fault(
     (tmp_path / "config.yaml").write_text(MINIMAL + "delivery: {max_items: 0}")
     result = run("registration", "for-homeserver", "bot.yaml", "--config", "config.yaml")
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[1].startswith("config.yaml:4: delivery.max_items")
+    assert result.stderr.splitlines()[2].startswith("config.yaml:4: delivery.max_items")
     original.write_text(registration(url="ftp://x", id=5))
     result = run("registration", "for-homeserver", "bot.yaml", *RELAY)
     assert (result.exit_code, result.stdout) == (1, "")

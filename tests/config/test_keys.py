@@ -123,11 +123,17 @@ def test_every_key_is_taken(directory: Directory) -> None:
         ("budget: {appservice_bytes: true}", "budget.appservice_bytes must be a number, not true"),
         (
             "budget: {total_bytes: 2000000, appservice_bytes: 2000001}",
-            "budget.appservice_bytes must be at most total_bytes",
+            (
+                "budget.appservice_bytes is 2000001 and must be at most total_bytes,"
+                " which is 2000000: lower it, or raise budget.total_bytes"
+            ),
         ),
         (
             "budget: {appservice_bytes: 20000000000}",
-            "budget.appservice_bytes must be at most total_bytes",
+            (
+                "budget.appservice_bytes is 20000000000 and must be at most total_bytes,"
+                " which is 10737418240: lower it, or raise budget.total_bytes"
+            ),
         ),
     ],
 )

@@ -120,6 +120,9 @@ def test_the_compose_file_prepares_before_it_runs_and_gives_a_stop_its_time() ->
     bridge, prepare = services["bridge"], services["prepare"]
     named = re.findall(r"appservice-bridge (\S+)", prepare["entrypoint"][-1])
     assert named == ["migrate", "install"]
+    first, _, _ = (DOCKER / "compose.yaml").read_text("utf-8").partition("\nname:")
+    said = [line.split(" bridge ")[-1] for line in first.splitlines() if "--no-deps" in line]
+    assert said == ["check", "install --print-grants"]
     assert bridge["depends_on"] == {"prepare": {"condition": "service_completed_successfully"}}
     assert float(bridge["stop_grace_period"].removesuffix("s")) > STOP_SECONDS
     for service in (bridge, prepare):
