@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -74,8 +75,7 @@ def parse(text: str, *, file: str) -> Document:
         ConfigError: not YAML, empty, or no mapping; one fault, one line, no content shown.
     """
     try:
-        loader = yaml.SafeLoader(text)
-        root = loader.get_single_node()
+        loader, root = _composed(text)
         if not isinstance(root, yaml.MappingNode):
             raise ConfigError([_no_mapping(root, file)])
         duplicates = tuple(_duplicates(root, file))
@@ -93,6 +93,15 @@ def parse(text: str, *, file: str) -> Document:
         reason = "a date or number cannot be read; put it in quotes if it is meant as text"
         raise ConfigError([Fault(file=file, reason=reason)]) from None
     return Document(file=file, text=text, data=data, root=root, duplicates=duplicates)
+
+
+def _composed(text: str) -> tuple[yaml.SafeLoader | yaml.CSafeLoader, yaml.Node | None]:
+    """By libyaml where there is one, four times as fast; what it refuses is worded without."""
+    with suppress(yaml.YAMLError, AttributeError):
+        quick = yaml.CSafeLoader(text)
+        return quick, quick.get_single_node()
+    loader = yaml.SafeLoader(text)
+    return loader, loader.get_single_node()
 
 
 def _no_mapping(root: yaml.Node | None, file: str) -> Fault:
