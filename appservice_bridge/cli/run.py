@@ -1,6 +1,7 @@
 """`run`: one worker, until it is told to stop."""
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -58,6 +59,7 @@ def run(
         as_json=log_json or of.config.log.format == "json",
     )
     show((), of.warnings)
+    gc.freeze()  # what is loaded stays: a batch of rows is then collected without looking at it all
     try:
         with embedded(of) as server:
             uvloop.run(_run(config, of, server, hangups, migrate=migrate))
