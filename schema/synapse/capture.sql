@@ -17,8 +17,9 @@ as $$
      where pg_notification_queue_usage() < 0.5
 $$;
 
--- On device_inbox. A scalar subquery stays an index probe per row, whatever plan is cached; what
--- the watch says is asked once, and only if somebody's message is to be captured. When the budget is
+-- On device_inbox. Most of it is for nobody of ours: that is found before more is made ready than it
+-- takes. A scalar subquery stays an index probe per row, whatever plan is cached; what the watch
+-- says is asked once, and only if somebody's message is to be captured. When the budget is
 -- used up, or while nobody consumes the log and it has reached its limit, only the key is written:
 -- the homeserver holds the message as well.
 create or replace function appservice_bridge.capture_device_inbox() returns trigger
@@ -27,6 +28,12 @@ set search_path = pg_catalog, pg_temp
 set lock_timeout = '100ms'
 as $$
 begin
+    if (select true from inserted i
+         where (select true from appservice_bridge.foreign_user f
+                 where f.user_id = i.user_id) is null
+         limit 1) is null then
+        return null;
+    end if;
     insert into appservice_bridge.capture_log (kind, user_id, device_id, stream_id, body)
     select 'to_device', c.user_id, c.device_id, c.stream_id,
            case when c.told = 'keys' then '' else convert_to(c.message_json, 'UTF8') end
