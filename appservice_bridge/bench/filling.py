@@ -95,7 +95,8 @@ def user(owner: str, number: int) -> str:
 
 def stored(at_ns: int = 0) -> bytes:
     """A message as Synapse stores it; `at_ns` is when it was sent, on the monotonic clock."""
-    return ("{" + _TYPE + "," + _content(at_ns)).encode()
+    content = _content(at_ns).removesuffix("}")
+    return ("{" + content + "," + _TYPE + "}").encode()
 
 
 def item(recipient: str, at_ns: int = 0) -> bytes:
