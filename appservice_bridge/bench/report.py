@@ -57,6 +57,8 @@ writes nothing.
 - **small**, **of-small**: the same without what makes the scenario hard, and the ratio to it.
 - **native**, **of-native**: Synapse with its own delivery switched on, and the ratio to it.
 - **memory**: the most that the worker had (RSS).
+
+Where a target is missed, `benchmarks/profiles.md` says where the time goes.
 """
 
 _WIDTH: Final = 760
