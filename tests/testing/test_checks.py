@@ -59,6 +59,20 @@ async def test_real_encryption_goes_both_ways_without_a_bot(
     await alice.hear(room_id, puppet.user_id, "hello yourself")
 
 
+async def test_who_types_is_waited_for_as_messages_are(
+    appservice_factory: AppserviceFactory, matrix_user_factory: MatrixUserFactory
+) -> None:
+    appservice = appservice_factory()
+    puppet = await appservice.puppet("one")
+    alice = await matrix_user_factory("alice")
+    room_id = await alice.make_encrypted_room(puppet.user_id)
+    await puppet.join(room_id)
+    typing = f"/rooms/{room_id}/typing/{alice.user_id}"
+    await alice.call("PUT", typing, {"typing": True, "timeout": 30_000})
+    told = await appservice.expect_ephemeral(type="m.typing", room_id=room_id)
+    assert told["content"] == {"user_ids": [alice.user_id]}
+
+
 async def test_a_failed_attempt_comes_again_and_the_bot_sees_it_once(
     appservice_factory: AppserviceFactory, matrix_user_factory: MatrixUserFactory
 ) -> None:
