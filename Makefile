@@ -86,10 +86,15 @@ $(READY): requirements.txt pyproject.toml
 	@touch $(READY)
 
 # The lock is complete; with extras in it pip's own resolver asks for hashes that are there.
-$(OLDEST_READY): requirements-oldest.txt
+# The bridge is in it as well, for its module.
+$(OLDEST_READY): requirements-oldest.txt | $(READY)
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	  --require-hashes -r requirements-oldest.txt
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-index \
+	  --no-build-isolation --wheel-dir $(OLDEST) .
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-index \
+	  --find-links $(OLDEST) appservice-bridge
 	@touch $(OLDEST_READY)
 
 $(DOCS_READY): requirements-docs.txt

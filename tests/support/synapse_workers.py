@@ -9,6 +9,7 @@ import dataclasses
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -49,6 +50,7 @@ class Process:
     arguments: list[str]
     directory: Path
     working_directory: Path
+    environment: Mapping[str, str] | None = None
     port: LoopbackPort = field(default_factory=LoopbackPort)
     replication: LoopbackPort = field(default_factory=LoopbackPort)
     _child: ChildProcess | None = field(default=None, init=False)
@@ -76,6 +78,7 @@ class Process:
                 name=self.name,
                 arguments=self.arguments,
                 log=self.log,
+                environment=self.environment,
                 directory=self.working_directory,
             )
         )
@@ -112,6 +115,9 @@ class SynapseWithWorkers(Synapse):
 
     def __post_init__(self) -> None:
         directory = self.settings.directory
+        # The module of this checkout, whatever the environment of that Synapse has installed.
+        environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+        self.settings = dataclasses.replace(self.settings, environment=environment)
         self.redis = Redis(directory / "redis")
         self.workers = {name: self._worker(name) for name in (CLIENT, WRITER)}
         self.router = Process("router", [], directory, PROJECT)
@@ -178,7 +184,7 @@ class SynapseWithWorkers(Synapse):
         configs = [directory / "homeserver.yaml", directory / f"{name}.yaml"]
         program = [self.settings.python, "-m", "synapse.app.generic_worker"]
         arguments = [*program, *(word for path in configs for word in ("-c", str(path)))]
-        return Process(name, arguments, directory, directory)
+        return Process(name, arguments, directory, directory, self.settings.environment)
 
     def _shared(self) -> dict[str, Any]:
         """What all its processes are told."""
