@@ -34,10 +34,16 @@ NO_ROOM_REST_SECONDS: Final = 3.0
 
 
 class Shared(NamedTuple):
-    """What all lanes of a worker have together."""
+    """What all lanes of a worker have together.
+
+    Attributes:
+        failing: what lanes do about an attempt that failed; so that those that are well never
+            queue behind many that are not.
+    """
 
     group: GroupCommit
     bodies: Bodies
+    failing: Database
     observer: DeliveryObserver = UNOBSERVED
 
 
@@ -65,7 +71,7 @@ class Lane:
         place: Place | None = None,
     ) -> None:
         self._database = database
-        self._group, self._bodies, self._observer = shared
+        self._group, self._bodies, self._failing, self._observer = shared
         self._place = place  # where the next seal begins, while nothing fails; None: have a look
         self._lease = lease
         self.leaving = False
@@ -73,7 +79,7 @@ class Lane:
         self._policy = policy
         self._sender = sender
         self._clock = clock
-        self._refusing = Refusing(database, lease, policy, clock)
+        self._refusing = Refusing(self._failing, lease, policy, clock)
         self._work = asyncio.Event()
         self._rest_until = 0.0
         self._looked = False  # and found nothing; an append may have come since
@@ -141,7 +147,8 @@ class Lane:
             turned = await self._group.turn(Turn(lease=self._lease, following=following))
             if turned is not None and turned.sealed:
                 return self._goes_next(following.sealed)
-        async with self._database.transaction() as conn:
+        database = self._failing if self._attempt else self._database
+        async with database.transaction() as conn:
             state = await lanes.hold(conn, self._lease)
             self._attempt = state.failed_attempts
             if state.in_flight_bytes and not self._bodies.fits(self, state.in_flight_bytes):

@@ -33,6 +33,7 @@ log = structlog.get_logger(__name__)
 
 LEASE_SECONDS: Final = 10.0
 CONNECTIONS: Final = 4  # for lanes, and for who comes: leases, commits, intake never wait for them
+CONNECTIONS_OF_FAILING: Final = 2
 LOOK_SECONDS: Final = 2.0  # a notification is a courtesy; the look alone must do
 
 
@@ -70,7 +71,8 @@ class Lanes:
         self._balance = Balance(worker_id)
         self._ended: list[Lease] = []  # served no more, and not handed back yet
         self._holds = Holds(database.limited(CONNECTIONS), worker_id, destinations, observer)
-        self._shared = Shared(GroupCommit(database), Bodies(), observer)
+        failing = database.limited(CONNECTIONS_OF_FAILING)
+        self._shared = Shared(GroupCommit(database), Bodies(), failing, observer)
         self.connected = ConnectedLanes(self._holds, self._clock, self._shared)
         self.polls = Polls(self._holds)
         self.changed = asyncio.Event()

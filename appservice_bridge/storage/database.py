@@ -276,7 +276,7 @@ class Database:
         dsn: str,
         *,
         on_connect: Callable[[Connection], Awaitable[object]] | None = None,
-        max_connections: int = 12,
+        max_connections: int = 14,
     ) -> AsyncIterator[Self]:
         """Open a pool for as long as the context lasts; each connection is shown to `on_connect`.
 

@@ -16,7 +16,7 @@ from appservice_bridge.delivery.bodies import Bodies
 from appservice_bridge.delivery.group_commit import GroupCommit
 from appservice_bridge.delivery.lane import Lane, Shared
 from appservice_bridge.delivery.lease_clock import LeaseClock
-from appservice_bridge.domain.outcome import Acked
+from appservice_bridge.domain.outcome import Acked, Unreachable
 from appservice_bridge.domain.policy import DeliveryPolicy
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.storage import leases
@@ -299,7 +299,12 @@ async def test_what_was_sealed_under_a_lease_that_ran_out_unheard_is_not_sent_un
         slow.heard, slow.committed = asyncio.Event(), asyncio.Event()
         serving = asyncio.create_task(
             Lane(
-                slow, lease, DeliveryPolicy(), sender, clock, Shared(GroupCommit(slow), Bodies())
+                slow,
+                lease,
+                DeliveryPolicy(),
+                sender,
+                clock,
+                Shared(GroupCommit(slow), Bodies(), slow),
             ).serve(stop)
         )
         await slow.committed.wait()
@@ -309,6 +314,48 @@ async def test_what_was_sealed_under_a_lease_that_ran_out_unheard_is_not_sent_un
         slow.heard.set()
         await asyncio.wait_for(serving, 60)
     assert sender.txn_ids == []
+
+
+class _Asked(Database):
+    """Gives nobody a connection, and says that one was asked for."""
+
+    by_whom: asyncio.Event
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        self.by_whom.set()
+        await asyncio.Event().wait()
+        yield
+
+
+class _Away:
+    """Nobody answers."""
+
+    async def send(self, _txn_id: str, _body: bytes, *, now: float) -> Unreachable:
+        del now
+        return Unreachable(reason="timeout")
+
+
+async def test_a_lane_that_fails_waits_for_other_connections_than_those_that_are_well(
+    pg: Connection, database: str, db: Database, intake: Intake
+) -> None:
+    await capture(pg, BOT, 1)
+    await intake.consume_once()
+    async with db.transaction() as conn:
+        await leases.renew(conn, UUID(int=1), name="me", lease_seconds=60)
+        (lease,) = await leases.claim(conn, UUID(int=1), ["bot"], most=1)
+    clock, stop, of_well = LeaseClock(), asyncio.Event(), db.limited(1)
+    clock.extend(now() + 60)
+    async with _Asked.open(database) as failing:
+        failing.by_whom = asyncio.Event()
+        shared = Shared(GroupCommit(db), Bodies(), failing)
+        lane = Lane(of_well, lease, DeliveryPolicy(), _Away(), clock, shared)
+        serving = asyncio.create_task(lane.serve(stop))
+        async with asyncio.timeout(60):
+            await failing.by_whom.wait()
+            async with of_well.transaction() as conn:
+                assert await conn.fetchval("select count(*) from sealed") == 1
+        serving.cancel()
 
 
 async def test_what_is_sealed_anew_does_not_wait_for_the_bodies_of_others(
@@ -324,7 +371,7 @@ async def test_what_is_sealed_anew_does_not_wait_for_the_bodies_of_others(
     group, bodies = GroupCommit(db), Bodies(1)
     bodies.hold("others", 1_000_000)
     committing = asyncio.create_task(group.run())
-    lane = Lane(db, lease, DeliveryPolicy(), sender, clock, Shared(group, bodies))
+    lane = Lane(db, lease, DeliveryPolicy(), sender, clock, Shared(group, bodies, db))
     serving = asyncio.create_task(lane.serve(stop))
     await wait_until(pg, "select acked_to = 1 from appservice_bridge.lane")
     stop.set()
