@@ -355,6 +355,7 @@ async def test_a_lane_that_fails_waits_for_other_connections_than_those_that_are
             await failing.by_whom.wait()
             async with of_well.transaction() as conn:
                 assert await conn.fetchval("select count(*) from sealed") == 1
+                assert await conn.fetchval("select failed_attempts from lane") == 0
         serving.cancel()
 
 
