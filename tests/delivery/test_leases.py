@@ -285,14 +285,20 @@ class _Sent:
         return Acked(status=200)
 
 
-async def test_what_was_sealed_under_a_lease_that_ran_out_unheard_is_not_sent_under_the_next(
-    pg: Connection, database: str, db: Database, intake: Intake
-) -> None:
+async def leased_with_a_message(pg: Connection, db: Database, intake: Intake) -> leases.Lease:
+    """The lane of `bot`, for one message that is not sealed yet."""
     await capture(pg, BOT, 1)
     await intake.consume_once()
     async with db.transaction() as conn:
-        await leases.renew(conn, UUID(int=1), name="slow", lease_seconds=60)
+        await leases.renew(conn, UUID(int=1), name="me", lease_seconds=60)
         (lease,) = await leases.claim(conn, UUID(int=1), ["bot"], most=1)
+    return lease
+
+
+async def test_what_was_sealed_under_a_lease_that_ran_out_unheard_is_not_sent_under_the_next(
+    pg: Connection, database: str, db: Database, intake: Intake
+) -> None:
+    lease = await leased_with_a_message(pg, db, intake)
     clock, sender, stop = LeaseClock(), _Sent(), asyncio.Event()
     clock.extend(now() + 60)
     async with _Unheard.open(database) as slow:
@@ -339,11 +345,7 @@ class _Away:
 async def test_a_lane_that_fails_waits_for_other_connections_than_those_that_are_well(
     pg: Connection, database: str, db: Database, intake: Intake
 ) -> None:
-    await capture(pg, BOT, 1)
-    await intake.consume_once()
-    async with db.transaction() as conn:
-        await leases.renew(conn, UUID(int=1), name="me", lease_seconds=60)
-        (lease,) = await leases.claim(conn, UUID(int=1), ["bot"], most=1)
+    lease = await leased_with_a_message(pg, db, intake)
     clock, stop, of_well = LeaseClock(), asyncio.Event(), db.limited(1)
     clock.extend(now() + 60)
     async with _Asked.open(database) as failing:
@@ -362,11 +364,7 @@ async def test_a_lane_that_fails_waits_for_other_connections_than_those_that_are
 async def test_what_is_sealed_anew_does_not_wait_for_the_bodies_of_others(
     pg: Connection, db: Database, intake: Intake
 ) -> None:
-    await capture(pg, BOT, 1)
-    await intake.consume_once()
-    async with db.transaction() as conn:
-        await leases.renew(conn, UUID(int=1), name="me", lease_seconds=60)
-        (lease,) = await leases.claim(conn, UUID(int=1), ["bot"], most=1)
+    lease = await leased_with_a_message(pg, db, intake)
     clock, sender, stop = LeaseClock(), _Sent(), asyncio.Event()
     clock.extend(now() + 60)
     group, bodies = GroupCommit(db), Bodies(1)
