@@ -16,6 +16,7 @@ from appservice_bridge.routing import key_only
 from appservice_bridge.routing.candidates import Candidate
 from appservice_bridge.routing.device_changes import DeviceChanges
 from appservice_bridge.routing.route import route_rows
+from appservice_bridge.routing.straight import straight_items
 from appservice_bridge.storage import (
     capture_log,
     dead_letters,
@@ -24,6 +25,7 @@ from appservice_bridge.storage import (
     ledger,
     outbox,
     repeats,
+    straight,
 )
 from appservice_bridge.storage.database import (
     Connection,
@@ -121,19 +123,25 @@ class Intake:
         return passed
 
     async def _pass(self, conn: Connection, *, sweep: bool) -> Passed:
-        gate = await capture_log.hold_gate(conn, self._digest)
-        if gate is None:
+        batch = await capture_log.read(
+            conn, self._digest, max_rows=self._max_rows, max_bytes=MAX_BYTES, sweep=sweep
+        )
+        if batch is None:
             if sweep and not await capture_log.same_registrations(conn, self._digest):
                 log.warning("intake.other_registrations", mend="give all workers the same")
             return Passed()
-        batch = await capture_log.read(
-            conn, gate, max_rows=self._max_rows, max_bytes=MAX_BYTES, sweep=sweep
-        )
-        if not batch.rows and not any(gap.settled for gap in gate.gaps):
+        if batch.stale:
+            return Passed(done=False)
+        if not batch.rows and not any(gap.settled for gap in batch.gate.gaps):
             return Passed(more_may_come=batch.more_may_come)
         self._first_seq = batch.rows[0].seq if batch.rows else None
-        appended = await self._route(conn, batch)
-        await capture_log.consume(conn, batch)
+        items = straight_items(batch.rows, self._owners)
+        if items is not None:
+            limit = self._budget.appservice_bytes
+            appended = await straight.route(conn, batch, items, appservice_bytes=limit)
+        else:
+            appended = await self._route(conn, batch)
+            await capture_log.consume(conn, batch)
         return Passed(
             appended=frozenset(appended),
             rows=len(batch.rows),
@@ -173,11 +181,10 @@ class Intake:
             self._max_rows //= 2
             return Passed(done=False)
         async with self._database.transaction() as conn:
-            gate = await capture_log.hold_gate(conn, self._digest)
-            if gate is not None:
-                batch = await capture_log.read(
-                    conn, gate, max_rows=1, max_bytes=MAX_BYTES, sweep=sweep
-                )
+            batch = await capture_log.read(
+                conn, self._digest, max_rows=1, max_bytes=MAX_BYTES, sweep=sweep
+            )
+            if batch is not None:
                 await self._bury(conn, batch, error)
         return Passed(done=False)
 

@@ -24,26 +24,9 @@ insert into capture_log (kind, appservice_id, device_id, body)
 select 'transaction', appservice_id, $4, $3 from fresh
 """
 
-HOLD_GATE: Final = """
--- capture_log.hold_gate: skip locked is for the gate alone; where order matters nothing is skipped.
--- Nobody waits for this commit to be durable: the log was before it, the seal that follows will be,
--- and both or neither outlive a crash of Postgres.
-select head, (select last_value from capture_seq) as drawn,
-       set_config('synchronous_commit', 'off', true)
-  from intake_gate where registrations_digest = $1 for update skip locked
-"""
-
 SAME_REGISTRATIONS: Final = """
 -- capture_log.same_registrations
 select registrations_digest is not distinct from $1 from intake_gate
-"""
-
-GAPS: Final = """
--- capture_log.gaps: after ten minutes a gap is left to the sweep
-select first_seq, last_seq, settled_by is null as undated,
-       coalesce(settled_by < pg_snapshot_xmin(pg_current_snapshot()), false)
-       or seen_at < clock_timestamp() - interval '10 minutes' as settled
-  from intake_gap order by first_seq
 """
 
 DATE_GAPS: Final = """
@@ -52,18 +35,43 @@ update intake_gap set settled_by = pg_current_xact_id() where settled_by is null
 """
 
 READ: Final = """
--- capture_log.read: in sequence order, as many as fit in $4 rows and $5 bytes, one at least
-select seq, kind, appservice_id, user_id, device_id, stream_id, body, captured_at
-  from (select l.*, sum(octet_length(body)) over (order by seq) - octet_length(body) as bytes_before
-          from ((select * from capture_log where seq > $1 order by seq limit $4)
-                union all
-                (select c.* from unnest($2::bigint[], $3::bigint[]) as g(first_seq, last_seq)
-                  cross join lateral (select * from capture_log
-                                       where seq between g.first_seq and g.last_seq
-                                       order by seq limit $4) c)
-                order by seq limit $4) l) r
- where bytes_before < $5
- order by seq
+-- capture_log.read: become the one intake, and the next rows in sequence order, as many as fit in
+-- $2 rows and $3 bytes, one at least; with $4 from below the head, too, whatever the gaps say.
+-- All is seen by one snapshot; `current` says whether it is as new as the gate. No row: another
+-- has the gate. Skip locked is for the gate alone; where order matters nothing is skipped. After
+-- ten minutes a gap is left to the sweep. Nobody waits for this commit to be durable: the log was
+-- before it, the seal that follows will be, and both or neither outlive a crash of Postgres.
+with gate as materialized (
+    select head, last_intake_at, set_config('synchronous_commit', 'off', true) from intake_gate
+     where registrations_digest = $1 for update skip locked
+), gap as materialized (
+    select first_seq, last_seq, settled_by is null as undated,
+           coalesce(settled_by < pg_snapshot_xmin(pg_current_snapshot()), false)
+           or seen_at < clock_timestamp() - interval '10 minutes' as settled
+      from intake_gap
+), waiting as (
+    (select l.* from gate cross join lateral (
+        select * from capture_log where seq > case when $4 then 0 else gate.head end
+         order by seq limit $2) l)
+    union all
+    (select l.* from gate cross join gap cross join lateral (
+        select * from capture_log where seq between gap.first_seq and gap.last_seq
+         order by seq limit $2) l
+      where not $4)
+     order by seq limit $2
+), measured as (
+    select *, row_number() over before as place,
+           sum(octet_length(body)) over before - octet_length(body) as bytes_before
+      from waiting window before as (order by seq)
+)
+select gate.head, (select last_value from capture_seq) as drawn,
+       (select last_intake_at from intake_gate) is not distinct from gate.last_intake_at as current,
+       case when coalesce(m.place, 1) = 1 then
+           (select array_agg((first_seq, last_seq, undated, settled) order by first_seq) from gap)
+           end as gaps,
+       m.seq, m.kind, m.appservice_id, m.user_id, m.device_id, m.stream_id, m.body, m.captured_at
+  from gate left join measured m on m.bytes_before < $3
+ order by m.seq
 """
 
 CONSUME: Final = """
@@ -175,11 +183,13 @@ class Batch:
 
     Attributes:
         whole: nothing that was there to read is left behind.
+        stale: another intake consumed between the look at the log and the gate: look again.
     """
 
     gate: Gate
     rows: tuple[Captured, ...]
     whole: bool
+    stale: bool = False
 
     @property
     def more_may_come(self) -> bool:
@@ -202,39 +212,38 @@ async def append_transaction(
     return fresh
 
 
-async def hold_gate(conn: Connection, registrations_digest: bytes) -> Gate | None:
-    """Become the one intake until the DB transaction ends; None if another is.
-
-    The gaps are read after the gate is held and before the log is: a gap found settled here is
-    read once more before it is forgotten, so that a writer who ended in between is not missed.
-    """
-    gate = await conn.fetchrow(HOLD_GATE, registrations_digest)
-    if gate is None:
-        return None
-    rows = await conn.fetch(GAPS)
-    if any(row["undated"] for row in rows):
-        await conn.execute(DATE_GAPS)
-    gaps = tuple(
-        Gap(first_seq=row["first_seq"], last_seq=row["last_seq"], settled=row["settled"])
-        for row in rows
-    )
-    return Gate(head=gate["head"], drawn=gate["drawn"], gaps=gaps)
-
-
 async def same_registrations(conn: Connection, registrations_digest: bytes) -> bool:
     """Whether the worker that started last has these registrations, too."""
     return bool(await conn.fetchval(SAME_REGISTRATIONS, registrations_digest))
 
 
 async def read(
-    conn: Connection, gate: Gate, *, max_rows: int, max_bytes: int, sweep: bool = False
-) -> Batch:
-    """The next rows in sequence order; a sweep looks below the head, too, whatever the gaps say."""
-    after = 0 if sweep else gate.head
-    firsts = [] if sweep else [gap.first_seq for gap in gate.gaps]
-    lasts = [] if sweep else [gap.last_seq for gap in gate.gaps]
-    records = await conn.fetch(READ, after, firsts, lasts, max_rows, max_bytes)
-    rows = tuple(Captured(*record) for record in records)
+    conn: Connection,
+    registrations_digest: bytes,
+    *,
+    max_rows: int,
+    max_bytes: int,
+    sweep: bool = False,
+) -> Batch | None:
+    """Become the one intake until the DB transaction ends, and read; None if another is it.
+
+    A gap that is found settled was settled before the log was read: whoever ended is not missed.
+    """
+    records = await conn.fetch(READ, registrations_digest, max_rows, max_bytes, sweep)
+    if not records:
+        return None
+    first = records[0]
+    gaps = first["gaps"] or ()
+    if any(undated for _, _, undated, _ in gaps):
+        await conn.execute(DATE_GAPS)
+    gate = Gate(
+        head=first["head"],
+        drawn=first["drawn"],
+        gaps=tuple(Gap(first_seq=a, last_seq=b, settled=settled) for a, b, _, settled in gaps),
+    )
+    if not first["current"]:  # it was ours a moment after we looked at the log
+        return Batch(gate=gate, rows=(), whole=False, stale=True)
+    rows = () if first["seq"] is None else tuple(Captured(*record[4:]) for record in records)
     size = sum(len(row.body) for row in rows)
     return Batch(gate=gate, rows=rows, whole=len(rows) < max_rows and size < max_bytes)
 
@@ -245,14 +254,28 @@ async def consume(conn: Connection, batch: Batch) -> None:
     Raises:
         LogConsumedElsewhereError: a row was gone.
     """
-    head, seqs = batch.gate.head, [row.seq for row in batch.rows]
-    gone = await conn.fetchval(CONSUME, seqs, max(seqs, default=head))
+    seqs = [row.seq for row in batch.rows]
+    require_all_there(seqs, await conn.fetchval(CONSUME, seqs, max(seqs, default=batch.gate.head)))
+    await note_gaps(conn, batch)
+
+
+def require_all_there(seqs: Sequence[int], gone: int) -> None:
+    """See that as many rows were deleted as were read.
+
+    Raises:
+        LogConsumedElsewhereError: they were not.
+    """
     if gone != len(seqs):
         raise LogConsumedElsewhereError(len(seqs), gone)
+
+
+async def note_gaps(conn: Connection, batch: Batch) -> None:
+    """Remember the numbers that were not there to read; forget those that are settled."""
+    head = batch.gate.head
     settled = [gap.first_seq for gap in batch.gate.gaps if gap.settled]
     if settled and batch.whole:
         await conn.execute(FORGET_GAPS, settled)
-    if fresh := missing_numbers(head, [seq for seq in seqs if seq > head]):
+    if fresh := missing_numbers(head, [row.seq for row in batch.rows if row.seq > head]):
         await conn.execute(ADD_GAPS, [gap[0] for gap in fresh], [gap[1] for gap in fresh])
 
 

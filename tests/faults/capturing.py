@@ -68,7 +68,11 @@ class Capture:
             known = await self._pg.fetchval(HOW_FAR, self._stream)
             if known is not None and known >= last:
                 return True
-            bodies = [json.dumps(message(self._stream, n)) for n in range(first, last + 1)]
+            bodies = [_as_synapse_writes_it(self._stream, n) for n in range(first, last + 1)]
             await self._pg.execute(INSERT, user_of(self._stream), bodies)
             await self._pg.execute(MARK, self._stream, last)
         return True
+
+
+def _as_synapse_writes_it(stream: str, number: int) -> str:
+    return json.dumps(message(stream, number), separators=(",", ":"))

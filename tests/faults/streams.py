@@ -115,9 +115,9 @@ def event(stream: str, number: int, kind: str = "m.fault") -> dict[str, Any]:
 
 
 def message(stream: str, number: int) -> dict[str, Any]:
-    """What Synapse stores of a to-device message."""
+    """What Synapse stores of a to-device message, in its order."""
     sender = f"@{stream}:{SERVER}"
-    return {"content": content(stream, number), "sender": sender, "type": "m.fault"}
+    return {"content": content(stream, number), "type": "m.fault", "sender": sender}
 
 
 def delivered(stream: str, number: int, kind: str = "m.fault") -> dict[str, Any]:

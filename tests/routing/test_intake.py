@@ -1,20 +1,38 @@
 """What intake makes of the log: routed once, repeats told, the unfit buried, nothing lost."""
 
 import asyncio
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import asyncpg
 import pytest
 
+from appservice_bridge.domain.budget import Budget
+from appservice_bridge.domain.to_device import is_as_synapse_writes_it
 from appservice_bridge.domain.transaction import Kind
-from appservice_bridge.routing.announcing import announce
+from appservice_bridge.routing import intake as intake_module
+from appservice_bridge.routing.announcing import announce, go_live
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.routing.route import MOST_ENTRIES
-from appservice_bridge.storage import capture_log, ledger, repeats
+from appservice_bridge.routing.straight import straight_items
+from appservice_bridge.storage import capture_log, ledger, repeats, straight
 from appservice_bridge.storage import outbox as outbox_table
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError, RefusedRowError
-from tests.support.facts import Connection, capture, message, outbox, relay
+from tests.support.facts import (
+    Connection,
+    capture,
+    message,
+    outbox,
+    relay,
+    written_otherwise,
+)
 from tests.support.intake import nobody, registered
+
+
+def as_synapse_writes_it(n: int) -> bytes:
+    return message(n=n).encode()
+
 
 LEDGER = "select kind, outcome, items from appservice_bridge.ledger where appservice_id = $1"
 
@@ -70,19 +88,26 @@ async def test_a_message_that_would_choke_a_client_is_buried_and_its_neighbours_
     assert (await counted(pg))[Kind.TO_DEVICE, "refused"] == len(unfit)
 
 
+@pytest.mark.parametrize("body", [as_synapse_writes_it, written_otherwise])
 async def test_what_postgres_refuses_is_halved_down_to_and_costs_one_row(
-    pg: Connection, intake: Intake, monkeypatch: pytest.MonkeyPatch
+    pg: Connection, intake: Intake, monkeypatch: pytest.MonkeyPatch, body: Callable[[int], bytes]
 ) -> None:
-    append = outbox_table.append
+    append, route = outbox_table.append, straight.route
 
     async def refuse_five(conn: Connection, items: list[outbox_table.Routed]) -> None:
         if any(item.stream_id == 5 for item in items):
             raise RefusedRowError("sqlstate 22000")
         await append(conn, items)
 
+    async def refuse_fifth(conn: Connection, batch: capture_log.Batch, *rest: Any, **o: Any) -> Any:
+        if any(row.stream_id == 5 for row in batch.rows):
+            raise RefusedRowError("sqlstate 22000")
+        return await route(conn, batch, *rest, **o)
+
     monkeypatch.setattr(outbox_table, "append", refuse_five)
+    monkeypatch.setattr(straight, "route", refuse_fifth)
     for n in range(1, 11):
-        await capture(pg, "@b_1:example.org", n)
+        await capture(pg, "@b_1:example.org", n, body(n))
     while not (await intake.consume_once()).done:
         pass
     assert await outbox(pg) == [1, 2, 3, 4, 6, 7, 8, 9, 10]
@@ -92,26 +117,35 @@ async def test_what_postgres_refuses_is_halved_down_to_and_costs_one_row(
 
 
 @pytest.mark.parametrize(
-    ("table", "step"),
+    ("table", "step", "body"),
     [
-        (repeats, "take"),
-        (outbox_table, "append"),
-        (ledger, "count"),
-        (capture_log, "consume"),
+        (capture_log, "read", as_synapse_writes_it),
+        (straight, "route", as_synapse_writes_it),
+        (capture_log, "note_gaps", as_synapse_writes_it),
+        (repeats, "take", written_otherwise),
+        (outbox_table, "append", written_otherwise),
+        (ledger, "count", written_otherwise),
+        (capture_log, "consume", written_otherwise),
     ],
 )
 async def test_a_connection_cut_anywhere_in_a_pass_loses_and_doubles_nothing(
-    pg: Connection, intake: Intake, monkeypatch: pytest.MonkeyPatch, table: ModuleType, step: str
+    pg: Connection,
+    intake: Intake,
+    monkeypatch: pytest.MonkeyPatch,
+    table: ModuleType,
+    step: str,
+    body: Callable[[int], bytes],
 ) -> None:
     done = getattr(table, step)
 
-    async def cut_before(conn: Connection, *rest: object) -> object:
+    async def cut_before(conn: Connection, *rest: Any, **options: Any) -> Any:
         pid = await conn.fetchval("select pg_backend_pid()")
         await pg.execute("select pg_terminate_backend($1)", pid)
-        return await done(conn, *rest)
+        await done(conn, *rest, **options)
+        return await conn.fetchval("select")  # where the step itself asks nothing
 
     for n in range(1, 6):
-        await capture(pg, "@b_1:example.org", n)
+        await capture(pg, "@b_1:example.org", n, body(n))
     with monkeypatch.context() as patched:
         patched.setattr(table, step, cut_before)
         with pytest.raises(DatabaseUnavailableError):
@@ -124,8 +158,6 @@ async def test_a_connection_cut_anywhere_in_a_pass_loses_and_doubles_nothing(
 async def test_both_appservices_of_a_shared_user_get_the_message(
     pg: Connection, db: Database
 ) -> None:
-    from appservice_bridge.routing.announcing import announce, go_live
-
     owners = registered(("one", "@s_.*"), ("two", "@s_.*"), ("three", "@t_.*"))
     await go_live(db, await announce(db, owners, epoch="test"))
     await capture(pg, "@s_1:example.org", 1)
@@ -160,7 +192,8 @@ async def test_positions_are_dense_though_many_writers_append_at_once(
 
 
 def test_stored_messages_look_like_synapses() -> None:
-    assert message(n=1).startswith('{"content": {')
+    assert is_as_synapse_writes_it(message(n=1).encode())
+    assert not is_as_synapse_writes_it(written_otherwise(1))
 
 
 async def test_a_kind_of_a_newer_release_is_kept_for_an_operator(
@@ -205,8 +238,8 @@ async def test_a_row_that_another_worker_buried_costs_no_other_row(
         await append(conn, items)
 
     monkeypatch.setattr(outbox_table, "append", refuse_one)
-    await capture(pg, "@b_1:example.org", 1)
-    await capture(pg, "@b_1:example.org", 2)
+    for n in (1, 2):
+        await capture(pg, "@b_1:example.org", n, written_otherwise(n))
     other = Intake(db, intake._owners, nobody)
     for one in (intake, other):
         one._max_rows = 1
@@ -232,3 +265,82 @@ async def test_what_was_stored_for_an_appservice_that_is_withdrawn_waits_with_th
     assert await outbox(pg) == ["$1", "$2"]
     assert await counted(pg) == {(Kind.EVENT, "routed"): 2}
     assert await counted(pg, "nobody") == {("transaction", "no_transport"): 1}
+
+
+ROUTED = """
+select appservice_id, position, kind, user_id, device_id, stream_id, convert_from(payload, 'UTF8')
+  from appservice_bridge.outbox order by 1, 2
+"""
+COUNTED = (
+    "select appservice_id, kind, outcome, items from appservice_bridge.ledger order by 1, 2, 3"
+)
+TAKEN = "select stream_id, user_id, device_id from appservice_bridge.taken order by 1, 2, 3"
+FORGOTTEN = "truncate appservice_bridge.outbox, appservice_bridge.ledger, appservice_bridge.taken"
+BEHIND = "select appservice_id, position, bytes_in from appservice_bridge.outbox_head order by 1"
+WAITS = "select count(*) from pg_stat_activity where wait_event = 'advisory'"
+FROM_THE_START = "update appservice_bridge.outbox_head set position = 0, bytes_in = 0"
+
+
+@pytest.mark.parametrize("limit", [0, 10**9])
+async def test_what_goes_straight_becomes_what_it_becomes_the_long_way(
+    pg: Connection, db: Database, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    owners = registered(("one", "@[bs]_.*"), ("two", "@s_.*"))
+    await go_live(db, await announce(db, owners, epoch="test"))
+    became = []
+    for way in (straight_items, lambda _rows, _owners: None):
+        monkeypatch.setattr(intake_module, "straight_items", way)
+        intake = Intake(db, owners, nobody, Budget(appservice_bytes=limit))
+        for n in (1, 2, 3):
+            await capture(pg, "@b_1:example.org", n)
+            await capture(pg, '@s_"é:example.org', n)
+        await intake.consume_once()
+        for n in (3, 4, 4):  # one that was taken before; and then the same one twice in a batch
+            await capture(pg, "@s_2:example.org", 5)
+            await capture(pg, "@b_1:example.org", n)
+            await intake.consume_once()
+        became.append([await pg.fetch(asked) for asked in (ROUTED, COUNTED, TAKEN, BEHIND)])
+        await pg.execute(FORGOTTEN)
+        await pg.execute(FROM_THE_START)
+    assert became[0] == became[1]
+    assert len(became[0][0]) == 3 + 3 + 3 + 2 + 1
+
+
+async def test_a_batch_of_nothing_but_such_messages_goes_straight(
+    pg: Connection, intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(outbox_table, "append", never)
+    await capture(pg, "@b_1:example.org", 1)
+    await intake.consume_once()
+    assert await outbox(pg) == [1]
+
+
+async def test_what_another_intake_consumed_a_moment_ago_is_not_consumed_again(
+    pg: Connection, db: Database, intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It commits between this one's look at the log and its hold of the gate."""
+    late = capture_log.READ.replace(
+        "from intake_gate\n     where",
+        "from intake_gate, pg_advisory_xact_lock(1)\n     where",
+        1,
+    ).replace("for update skip", "for update of intake_gate skip")
+    assert late != capture_log.READ
+    other = Intake(db, registered(("bot", "@b_.*")), nobody)
+    await capture(pg, "@b_1:example.org", 1)
+    await pg.execute("select pg_advisory_lock(1)")
+    with monkeypatch.context() as patched:
+        patched.setattr(capture_log, "READ", late)
+        consuming = asyncio.create_task(other.consume_once())
+        async with asyncio.timeout(60):
+            while not await pg.fetchval(WAITS):
+                await asyncio.sleep(0.01)
+    await intake.consume_once()
+    await capture(pg, "@b_1:example.org", 2)
+    await pg.execute("select pg_advisory_unlock(1)")
+    passed = await consuming
+    assert (passed.rows, passed.done) == (0, False)
+    await other.consume_once()
+    assert await outbox(pg) == [1, 2]

@@ -20,6 +20,7 @@ from appservice_bridge.storage import (
     samples,
     sealed,
     shipments,
+    straight,
     turns,
 )
 from appservice_bridge.storage.database import Connection, connect
@@ -37,7 +38,7 @@ insert into relayed
 select 'bot' || n % 4, sha256(n::text::bytea), now() - make_interval(mins => n)
   from generate_series(1, {FEWER}) n;
 insert into seen_event select * from relayed;
-insert into taken
+insert into taken (user_id, device_id, stream_id)
 select '@u' || n || ':example.org', 'DEV', n from generate_series(1, {FEWER}) n;
 insert into sealed
 select 'bot' || n / 10, n, n, n, n, 1, 2, 1, '{{}}', '{{}}', ''
@@ -50,6 +51,8 @@ select 'bot1', n, n, n, n, 1, 2 from generate_series(1, {FEWER}) n;
 insert into dead_letter (appservice_id, kind, reason)
 select 'bot1', 'event', 'refused' from generate_series(1, {FEWER}) n;
 insert into outbox_head select appservice_id, {ROWS} / 4 from lane;
+update intake_gate set registrations_digest = 'ours', head = {ROWS} - 5000;
+insert into intake_gap (first_seq, last_seq) values (70, 80), (900, 900);
 """
 # What the trigger asks of each row, with the rows of one statement of the homeserver.
 FOREIGN_PROBE: Final = """
@@ -73,13 +76,19 @@ class Hot:
 HOT: Final = {
     "capture_log.read": Hot(
         statement=capture_log.READ,
-        parameters=f"{ROWS - 5000}, '{{70,900}}', '{{80,900}}', 1000, 16777216",
+        parameters="'ours', 1000, 16777216, false",
         looks_at={"capture_log": 1011},
     ),
-    "capture_log.read at the end": Hot(
+    "capture_log.read of little": Hot(
         statement=capture_log.READ,
-        parameters=f"{ROWS - 2}, '{{}}', '{{}}', 1000, 16777216",
-        looks_at={"capture_log": 2},
+        parameters="'ours', 5, 16777216, false",
+        looks_at={"capture_log": 15},
+    ),
+    "straight.route": Hot(
+        statement=straight.ROUTE,
+        parameters="'{90001,90002,90003}', '{90001,90002,90003}', '{bot0,bot1,bot0}',"
+        " '{a,b,c}', 1000000, 90003",
+        looks_at={"capture_log": 6, "taken": 0, "outbox_head": 6, "lane": 2, "outbox": 0},
     ),
     "capture_log.consume": Hot(
         statement=capture_log.CONSUME,

@@ -38,8 +38,14 @@ async def attach(pg: Connection) -> None:
 
 
 def message(**content: Any) -> str:
-    """What Synapse stores of a to-device message."""
-    return json.dumps({"content": content, "type": "m.test", "sender": "@alice:example.org"})
+    """What Synapse stores of a to-device message, as it writes it."""
+    whole = {"content": content, "type": "m.test", "sender": "@alice:example.org"}
+    return json.dumps(whole, separators=(",", ":"))
+
+
+def written_otherwise(n: int) -> bytes:
+    """The same, and so that it cannot go from the log to an outbox as it is."""
+    return json.dumps(json.loads(message(n=n))).encode()
 
 
 async def send(pg: Connection, user: str, stream_id: int, **content: Any) -> None:
