@@ -82,6 +82,7 @@ class Intake:
         self._budget = budget
         self._max_rows = MAX_ROWS
         self._first_seq: int | None = None
+        self._alone = True  # as far as is known, no other worker consumes
         self.wake = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -113,8 +114,9 @@ class Intake:
             DatabaseUnavailableError: nothing was consumed, or the commit's answer was lost.
         """
         try:
-            async with self._database.transaction() as conn:
-                passed = await self._pass(conn, sweep=sweep)
+            passed = await self._straight(sweep=sweep) if self._alone else None
+            if passed is None:
+                passed = await self._the_long_way(sweep=sweep)
         except RefusedRowError as error:
             return await self._halve_or_bury(error, sweep=sweep)
         self._max_rows = min(self._max_rows * 2, MAX_ROWS)
@@ -122,31 +124,56 @@ class Intake:
             await self._on_append(passed.appended)
         return passed
 
-    async def _pass(self, conn: Connection, *, sweep: bool) -> Passed:
-        batch = await capture_log.read(
-            conn, self._digest, max_rows=self._max_rows, max_bytes=MAX_BYTES, sweep=sweep
-        )
-        if batch is None:
-            if sweep and not await capture_log.same_registrations(conn, self._digest):
-                log.warning("intake.other_registrations", mend="give all workers the same")
-            return Passed()
-        if batch.stale:
-            return Passed(done=False)
-        if not batch.rows and not any(gap.settled for gap in batch.gate.gaps):
-            return Passed(more_may_come=batch.more_may_come)
-        self._first_seq = batch.rows[0].seq if batch.rows else None
-        items = straight_items(batch.rows, self._owners)
-        if items is not None:
+    async def _straight(self, *, sweep: bool) -> Passed | None:
+        """Look without the gate, and take it with the one statement that does all.
+
+        None where that does not do: for what is in the log, or for who has the gate.
+        """
+        async with self._database.statement() as conn:
+            batch = await self._read(conn, sweep=sweep)
+            if batch is None:
+                return None
+            if batch.empty:
+                return Passed(more_may_come=batch.more_may_come)
+            items = straight_items(batch.rows, self._owners)
+            if items is None:
+                return None
+            self._first_seq = batch.rows[0].seq
             limit = self._budget.appservice_bytes
-            appended = await straight.route(conn, batch, items, appservice_bytes=limit)
-        else:
+            appended = await straight.route(
+                conn, batch, self._digest, items, appservice_bytes=limit
+            )
+        if appended is None:
+            self._alone = False
+            return None
+        return _passed(batch, appended)
+
+    async def _the_long_way(self, *, sweep: bool) -> Passed:
+        """Hold the gate, look, and do one thing after the other, in one DB transaction."""
+        async with self._database.transaction() as conn:
+            if not await capture_log.hold_gate(conn, self._digest):
+                self._alone = False
+                if sweep and not await capture_log.same_registrations(conn, self._digest):
+                    log.warning("intake.other_registrations", mend="give all workers the same")
+                return Passed()
+            batch = await self._read(conn, sweep=sweep)
+            if batch is None or batch.empty:
+                return Passed(more_may_come=batch is not None and batch.more_may_come)
+            self._first_seq = batch.rows[0].seq if batch.rows else None
             appended = await self._route(conn, batch)
             await capture_log.consume(conn, batch)
-        return Passed(
-            appended=frozenset(appended),
-            rows=len(batch.rows),
-            done=batch.whole,
-            more_may_come=batch.more_may_come,
+        self._alone = True
+        return _passed(batch, appended)
+
+    async def _read(
+        self, conn: Connection, *, sweep: bool, max_rows: int | None = None
+    ) -> capture_log.Batch | None:
+        return await capture_log.read(
+            conn,
+            self._digest,
+            max_rows=max_rows or self._max_rows,
+            max_bytes=MAX_BYTES,
+            sweep=sweep,
         )
 
     async def _route(self, conn: Connection, batch: capture_log.Batch) -> set[str]:
@@ -181,11 +208,10 @@ class Intake:
             self._max_rows //= 2
             return Passed(done=False)
         async with self._database.transaction() as conn:
-            batch = await capture_log.read(
-                conn, self._digest, max_rows=1, max_bytes=MAX_BYTES, sweep=sweep
-            )
-            if batch is not None:
-                await self._bury(conn, batch, error)
+            if await capture_log.hold_gate(conn, self._digest):
+                batch = await self._read(conn, sweep=sweep, max_rows=1)
+                if batch is not None:
+                    await self._bury(conn, batch, error)
         return Passed(done=False)
 
     async def _bury(
@@ -202,6 +228,15 @@ class Intake:
         if row.user_id is not None and row.device_id is not None and row.stream_id is not None:
             await repeats.take(conn, [repeats.InboxKey(row.user_id, row.device_id, row.stream_id)])
         log.error("intake.buried", reason=error.reason)
+
+
+def _passed(batch: capture_log.Batch, appended: Iterable[str]) -> Passed:
+    return Passed(
+        appended=frozenset(appended),
+        rows=len(batch.rows),
+        done=batch.whole,
+        more_may_come=batch.more_may_come,
+    )
 
 
 def _next_look(passed: Passed, *, busy: bool) -> float:

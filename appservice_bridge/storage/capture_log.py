@@ -30,20 +30,26 @@ select registrations_digest is not distinct from $1 from intake_gate
 """
 
 DATE_GAPS: Final = """
--- capture_log.date_gaps: this DB transaction is younger than every writer of what is not dated yet
+-- capture_log.date_gaps: this DB transaction is younger than every writer of what is not dated yet,
+-- for it began behind the pass that found the gap
 update intake_gap set settled_by = pg_current_xact_id() where settled_by is null
 """
 
+HOLD_GATE: Final = """
+-- capture_log.hold_gate: skip locked is for the gate alone; where order matters nothing is skipped.
+-- Nobody waits for this commit to be durable: the log was before it, the seal that follows will be,
+-- and both or neither outlive a crash of Postgres.
+select set_config('synchronous_commit', 'off', true)
+  from intake_gate where registrations_digest = $1 for update skip locked
+"""
+
 READ: Final = """
--- capture_log.read: become the one intake, and the next rows in sequence order, as many as fit in
--- $2 rows and $3 bytes, one at least; with $4 from below the head, too, whatever the gaps say.
--- All is seen by one snapshot; `current` says whether it is as new as the gate. No row: another
--- has the gate. Skip locked is for the gate alone; where order matters nothing is skipped. After
--- ten minutes a gap is left to the sweep. Nobody waits for this commit to be durable: the log was
--- before it, the seal that follows will be, and both or neither outlive a crash of Postgres.
+-- capture_log.read: the next rows in sequence order, as many as fit in $2 rows and $3 bytes, one
+-- at least; with $4 from below the head, too, whatever the gaps say. All is seen by one
+-- snapshot. No row: the worker that started last has other registrations. After ten minutes a
+-- gap is left to the sweep.
 with gate as materialized (
-    select head, last_intake_at, set_config('synchronous_commit', 'off', true) from intake_gate
-     where registrations_digest = $1 for update skip locked
+    select head, last_intake_at from intake_gate where registrations_digest = $1
 ), gap as materialized (
     select first_seq, last_seq, settled_by is null as undated,
            coalesce(settled_by < pg_snapshot_xmin(pg_current_snapshot()), false)
@@ -65,7 +71,7 @@ with gate as materialized (
       from waiting window before as (order by seq)
 )
 select gate.head, (select last_value from capture_seq) as drawn,
-       (select last_intake_at from intake_gate) is not distinct from gate.last_intake_at as current,
+       gate.last_intake_at,
        case when coalesce(m.place, 1) = 1 then
            (select array_agg((first_seq, last_seq, undated, settled) order by first_seq) from gap)
            end as gaps,
@@ -134,10 +140,16 @@ class LogConsumedElsewhereError(BridgeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
-    """Numbers of the log that were drawn but not there to read; both ends belong to it."""
+    """Numbers of the log that were drawn but not there to read; both ends belong to it.
+
+    Attributes:
+        undated: since when it must be settled is not known yet; the next pass notes that.
+        settled: whoever drew them had ended before the log was read.
+    """
 
     first_seq: int
     last_seq: int
+    undated: bool
     settled: bool
 
 
@@ -146,12 +158,14 @@ class Gate:
     """Where the log was left: all up to `head` is consumed, but for what lies in `gaps`.
 
     Attributes:
-        drawn: the last number that a writer drew before the log is read.
+        drawn: the last number that a writer drew, about when the log was read.
+        last_intake_at: whoever consumes changes it.
     """
 
     head: int
     drawn: int
     gaps: tuple[Gap, ...]
+    last_intake_at: datetime | None
 
 
 class Captured(NamedTuple):
@@ -183,13 +197,27 @@ class Batch:
 
     Attributes:
         whole: nothing that was there to read is left behind.
-        stale: another intake consumed between the look at the log and the gate: look again.
     """
 
     gate: Gate
     rows: tuple[Captured, ...]
     whole: bool
-    stale: bool = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to consume, and nothing to note of a gap."""
+        return not self.rows and not any(gap.undated or gap.settled for gap in self.gate.gaps)
+
+    @property
+    def settled(self) -> list[int]:
+        """Where the gaps begin that are read for the last time."""
+        return [gap.first_seq for gap in self.gate.gaps if gap.settled] if self.whole else []
+
+    @property
+    def missing(self) -> list[tuple[int, int]]:
+        """The gaps that are new."""
+        head = self.gate.head
+        return missing_numbers(head, [row.seq for row in self.rows if row.seq > head])
 
     @property
     def more_may_come(self) -> bool:
@@ -217,6 +245,11 @@ async def same_registrations(conn: Connection, registrations_digest: bytes) -> b
     return bool(await conn.fetchval(SAME_REGISTRATIONS, registrations_digest))
 
 
+async def hold_gate(conn: Connection, registrations_digest: bytes) -> bool:
+    """Become the one intake until the DB transaction ends; False if another is."""
+    return await conn.fetchrow(HOLD_GATE, registrations_digest) is not None
+
+
 async def read(
     conn: Connection,
     registrations_digest: bytes,
@@ -225,25 +258,24 @@ async def read(
     max_bytes: int,
     sweep: bool = False,
 ) -> Batch | None:
-    """Become the one intake until the DB transaction ends, and read; None if another is it.
+    """What the next pass takes; None if the worker that started last has other registrations.
 
-    A gap that is found settled was settled before the log was read: whoever ended is not missed.
+    Only who holds the gate may consume it; or who takes the gate as it was read here.
     """
     records = await conn.fetch(READ, registrations_digest, max_rows, max_bytes, sweep)
     if not records:
         return None
-    first = records[0]
-    gaps = first["gaps"] or ()
-    if any(undated for _, _, undated, _ in gaps):
-        await conn.execute(DATE_GAPS)
+    head, drawn, last_intake_at, gaps, first_seq, *_ = records[0]
     gate = Gate(
-        head=first["head"],
-        drawn=first["drawn"],
-        gaps=tuple(Gap(first_seq=a, last_seq=b, settled=settled) for a, b, _, settled in gaps),
+        head=head,
+        drawn=drawn,
+        gaps=tuple(
+            Gap(first_seq=first, last_seq=last, undated=undated, settled=settled)
+            for first, last, undated, settled in gaps or ()
+        ),
+        last_intake_at=last_intake_at,
     )
-    if not first["current"]:  # it was ours a moment after we looked at the log
-        return Batch(gate=gate, rows=(), whole=False, stale=True)
-    rows = () if first["seq"] is None else tuple(Captured(*record[4:]) for record in records)
+    rows = () if first_seq is None else tuple(Captured(*record[4:]) for record in records)
     size = sum(len(row.body) for row in rows)
     return Batch(gate=gate, rows=rows, whole=len(rows) < max_rows and size < max_bytes)
 
@@ -251,32 +283,21 @@ async def read(
 async def consume(conn: Connection, batch: Batch) -> None:
     """Delete what was read, remember the numbers in between, and move the head.
 
+    Only for who holds the gate, and read behind it.
+
     Raises:
         LogConsumedElsewhereError: a row was gone.
     """
     seqs = [row.seq for row in batch.rows]
-    require_all_there(seqs, await conn.fetchval(CONSUME, seqs, max(seqs, default=batch.gate.head)))
-    await note_gaps(conn, batch)
-
-
-def require_all_there(seqs: Sequence[int], gone: int) -> None:
-    """See that as many rows were deleted as were read.
-
-    Raises:
-        LogConsumedElsewhereError: they were not.
-    """
+    gone = await conn.fetchval(CONSUME, seqs, max(seqs, default=batch.gate.head))
     if gone != len(seqs):
         raise LogConsumedElsewhereError(len(seqs), gone)
-
-
-async def note_gaps(conn: Connection, batch: Batch) -> None:
-    """Remember the numbers that were not there to read; forget those that are settled."""
-    head = batch.gate.head
-    settled = [gap.first_seq for gap in batch.gate.gaps if gap.settled]
-    if settled and batch.whole:
+    if any(gap.undated for gap in batch.gate.gaps):
+        await conn.execute(DATE_GAPS)
+    if settled := batch.settled:
         await conn.execute(FORGET_GAPS, settled)
-    if fresh := missing_numbers(head, [row.seq for row in batch.rows if row.seq > head]):
-        await conn.execute(ADD_GAPS, [gap[0] for gap in fresh], [gap[1] for gap in fresh])
+    if missing := batch.missing:
+        await conn.execute(ADD_GAPS, *zip(*missing, strict=True))
 
 
 def missing_numbers(head: int, seqs: Sequence[int]) -> list[tuple[int, int]]:

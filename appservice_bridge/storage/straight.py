@@ -3,25 +3,39 @@
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from appservice_bridge.storage import capture_log
+from appservice_bridge.storage.capture_log import Batch, LogConsumedElsewhereError
 from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.outbox import OutboxMissingError
 
 ROUTE: Final = """
--- straight.route: consume the rows $1 of the log; to whom each goes, and how its entry begins, in
--- the order given. What was taken before is a repeat: nobody takes but who has the gate. Where
--- there is no room for payloads, the homeserver keeps them.
-with gone as (
-    delete from capture_log where seq = any($1::bigint[]) returning seq
+-- straight.route: take the gate as it was read, and consume the rows $3 of the log; to whom each
+-- goes, and how its entry begins, in the order given. All or nothing. What was taken before is a
+-- repeat: nobody takes but who has the gate. Where there is no room for payloads, the homeserver
+-- keeps them. Nobody waits for this commit to be durable, as for no pass of intake.
+with gate as materialized (
+    select set_config('synchronous_commit', 'off', true) from intake_gate
+     where registrations_digest = $1 and last_intake_at is not distinct from $2
+       for update skip locked
+), there as materialized (
+    select (select count(*) from capture_log where seq = any($3::bigint[])) as rows,
+           not exists (select from unnest($5::text[]) a(appservice_id)
+                        where (select true from outbox_head h
+                                where h.appservice_id = a.appservice_id) is null) as outboxes
+), goes as materialized (
+    select from gate cross join there
+     where there.rows = cardinality($3::bigint[]) and there.outboxes
+), gone as (
+    delete from capture_log where seq = any($3::bigint[]) and exists (select from goes)
 ), item as materialized (
     select g.place, g.appservice_id, l.kind, l.user_id, l.device_id, l.stream_id, l.captured_at,
            g.opening || substring(l.body from 2) as payload,
            (select true from taken t
              where t.stream_id = l.stream_id and t.user_id = l.user_id
                and t.device_id = l.device_id) is null as fresh
-      from unnest($2::bigint[], $3::text[], $4::bytea[]) with ordinality
+      from unnest($4::bigint[], $5::text[], $6::bytea[]) with ordinality
         as g(seq, appservice_id, opening, place)
       join capture_log l using (seq)
+     where exists (select from goes)
 ), took as (
     insert into taken (user_id, device_id, stream_id)
     select distinct user_id, device_id, stream_id from item where fresh
@@ -34,7 +48,7 @@ with gone as (
                    (select keys_only from capture_watch)
                    or (select h.bytes_in - l.bytes_out
                          from outbox_head h join lane l using (appservice_id)
-                        where h.appservice_id = i.appservice_id) >= $5 as is_full
+                        where h.appservice_id = i.appservice_id) >= $7 as is_full
               from item i where i.fresh group by i.appservice_id) n
      where h.appservice_id = n.appservice_id
     returning h.appservice_id, h.position - n.items as before, n.is_full
@@ -46,18 +60,28 @@ with gone as (
            i.kind, i.user_id, i.device_id, i.stream_id, i.captured_at,
            case when head.is_full then '' else i.payload end
       from item i join head using (appservice_id) where i.fresh
-    returning appservice_id
 ), counted as (
     insert into ledger (appservice_id, kind, outcome, items)
     select appservice_id, kind, case when fresh then 'routed' else 'repeated' end, count(*)
       from item group by 1, 2, 3 order by 1, 2, 3
     on conflict (appservice_id, kind, outcome) do update set items = ledger.items + excluded.items
+), dated as (
+    update intake_gap set settled_by = pg_current_xact_id()
+     where settled_by is null and exists (select from goes)
+), forgotten as (
+    delete from intake_gap where first_seq = any($8::bigint[]) and exists (select from goes)
+), missing as (
+    insert into intake_gap (first_seq, last_seq)
+    select * from unnest($9::bigint[], $10::bigint[]) where exists (select from goes)
 ), moved as (
-    update intake_gate set head = greatest(head, $6), last_intake_at = clock_timestamp()
+    update intake_gate
+       set head = greatest(head, (select max(seq) from unnest($3::bigint[]) s(seq))),
+           last_intake_at = clock_timestamp()
+     where exists (select from goes)
 )
-select (select count(*) from gone) as gone,
-       (select count(*) from item where fresh) = (select count(*) from routed) as all_routed,
+select exists (select from gate) as held, there.rows, there.outboxes,
        (select array_agg(appservice_id) from head) as appservice_ids
+  from there
 """
 
 
@@ -75,23 +99,40 @@ class Straight(NamedTuple):
 
 
 async def route(
-    conn: Connection, batch: capture_log.Batch, items: Sequence[Straight], *, appservice_bytes: int
-) -> set[str]:
+    conn: Connection,
+    batch: Batch,
+    registrations_digest: bytes,
+    items: Sequence[Straight],
+    *,
+    appservice_bytes: int,
+) -> set[str] | None:
     """Consume a batch of nothing but these; returns whose outbox grew.
 
-    A row may go to several appservices; no two rows have one key. Of payloads so many bytes may
-    wait for one appservice; beyond it keys do.
+    None, and nothing is done, if another is the intake, or was since the batch was read. A row may
+    go to several appservices; no two rows have one key. Of payloads so many bytes may wait for one
+    appservice; beyond it keys do.
 
     Raises:
-        LogConsumedElsewhereError: a row was gone.
-        OutboxMissingError: an appservice was routed to that has none.
+        LogConsumedElsewhereError: a row was gone, and nothing is done.
+        OutboxMissingError: an appservice was routed to that has none, and nothing is done.
     """
     seqs = [row.seq for row in batch.rows]
-    columns = [list(column) for column in zip(*items, strict=True)]
-    done = await conn.fetchrow(ROUTE, seqs, *columns, appservice_bytes, seqs[-1])
-    gone, all_routed, appservice_ids = done or (0, False, None)
-    capture_log.require_all_there(seqs, gone)
-    await capture_log.note_gaps(conn, batch)
-    if not all_routed:
+    done = await conn.fetchrow(
+        ROUTE,
+        registrations_digest,
+        batch.gate.last_intake_at,
+        seqs,
+        *map(list, zip(*items, strict=True)),
+        appservice_bytes,
+        batch.settled,
+        [first for first, _ in batch.missing],
+        [last for _, last in batch.missing],
+    )
+    held, rows, outboxes, appservice_ids = done or (False, 0, False, None)
+    if not held:
+        return None
+    if rows != len(seqs):
+        raise LogConsumedElsewhereError(len(seqs), rows)
+    if not outboxes:
         raise OutboxMissingError(sorted({item.appservice_id for item in items}))
     return set(appservice_ids or ())

@@ -121,7 +121,7 @@ async def test_what_postgres_refuses_is_halved_down_to_and_costs_one_row(
     [
         (capture_log, "read", as_synapse_writes_it),
         (straight, "route", as_synapse_writes_it),
-        (capture_log, "note_gaps", as_synapse_writes_it),
+        (capture_log, "hold_gate", written_otherwise),
         (repeats, "take", written_otherwise),
         (outbox_table, "append", written_otherwise),
         (ledger, "count", written_otherwise),
@@ -277,7 +277,6 @@ COUNTED = (
 TAKEN = "select stream_id, user_id, device_id from appservice_bridge.taken order by 1, 2, 3"
 FORGOTTEN = "truncate appservice_bridge.outbox, appservice_bridge.ledger, appservice_bridge.taken"
 BEHIND = "select appservice_id, position, bytes_in from appservice_bridge.outbox_head order by 1"
-WAITS = "select count(*) from pg_stat_activity where wait_event = 'advisory'"
 FROM_THE_START = "update appservice_bridge.outbox_head set position = 0, bytes_in = 0"
 
 
@@ -318,29 +317,77 @@ async def test_a_batch_of_nothing_but_such_messages_goes_straight(
     assert await outbox(pg) == [1]
 
 
-async def test_what_another_intake_consumed_a_moment_ago_is_not_consumed_again(
+async def test_a_gap_is_dated_and_forgotten_by_batches_that_go_straight(
+    pg: Connection, intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(capture_log, "consume", never)
+    await pg.execute("select nextval('appservice_bridge.capture_seq')")  # by who then gave up
+    gaps = []
+    for n in (1, 2, 3):
+        await capture(pg, "@b_1:example.org", n)
+        await intake.consume_once()
+        gaps.append(await pg.fetchval("select count(*) from appservice_bridge.intake_gap"))
+    assert gaps == [1, 1, 0]
+
+
+async def test_what_another_intake_consumed_since_it_was_read_is_not_consumed_again(
     pg: Connection, db: Database, intake: Intake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It commits between this one's look at the log and its hold of the gate."""
-    late = capture_log.READ.replace(
-        "from intake_gate\n     where",
-        "from intake_gate, pg_advisory_xact_lock(1)\n     where",
-        1,
-    ).replace("for update skip", "for update of intake_gate skip")
-    assert late != capture_log.READ
+    route = straight.route
+
+    async def late(*arguments: Any, **options: Any) -> set[str] | None:
+        monkeypatch.undo()
+        await intake.consume_once()
+        await capture(pg, "@b_1:example.org", 2)
+        return await route(*arguments, **options)
+
     other = Intake(db, registered(("bot", "@b_.*")), nobody)
     await capture(pg, "@b_1:example.org", 1)
-    await pg.execute("select pg_advisory_lock(1)")
-    with monkeypatch.context() as patched:
-        patched.setattr(capture_log, "READ", late)
-        consuming = asyncio.create_task(other.consume_once())
-        async with asyncio.timeout(60):
-            while not await pg.fetchval(WAITS):
-                await asyncio.sleep(0.01)
-    await intake.consume_once()
-    await capture(pg, "@b_1:example.org", 2)
-    await pg.execute("select pg_advisory_unlock(1)")
-    passed = await consuming
-    assert (passed.rows, passed.done) == (0, False)
-    await other.consume_once()
+    monkeypatch.setattr(straight, "route", late)
+    assert (await other.consume_once()).rows == 1
     assert await outbox(pg) == [1, 2]
+    assert (await counted(pg)) == {(Kind.TO_DEVICE, "routed"): 2}
+
+
+async def test_while_another_holds_the_gate_nothing_goes_straight(
+    pg: Connection, intake: Intake
+) -> None:
+    await capture(pg, "@b_1:example.org", 1)
+    async with pg.transaction():
+        await pg.execute("select from appservice_bridge.intake_gate for update")
+        assert (await intake.consume_once()).rows == 0
+        assert await pg.fetchval("select count(*) from appservice_bridge.capture_log") == 1
+    await intake.consume_once()
+    assert await outbox(pg) == [1]
+
+
+async def test_a_batch_of_which_a_row_is_gone_does_not_go_straight(
+    pg: Connection, intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another hand in the tables: nothing is done by halves."""
+    route = straight.route
+
+    async def without_the_first(*arguments: Any, **options: Any) -> set[str] | None:
+        await pg.execute("delete from appservice_bridge.capture_log where stream_id = 1")
+        return await route(*arguments, **options)
+
+    monkeypatch.setattr(straight, "route", without_the_first)
+    for n in (1, 2):
+        await capture(pg, "@b_1:example.org", n)
+    with pytest.raises(capture_log.LogConsumedElsewhereError):
+        await intake.consume_once()
+    assert await outbox(pg) == []
+    assert await pg.fetchval("select count(*) from appservice_bridge.capture_log") == 1
+
+
+async def test_a_batch_for_an_appservice_without_an_outbox_does_not_go_straight(
+    pg: Connection, intake: Intake
+) -> None:
+    await capture(pg, "@b_1:example.org", 1)
+    await pg.execute("delete from appservice_bridge.outbox_head")
+    with pytest.raises(outbox_table.OutboxMissingError):
+        await intake.consume_once()
+    assert await pg.fetchval("select count(*) from appservice_bridge.capture_log") == 1

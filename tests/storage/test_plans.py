@@ -86,9 +86,9 @@ HOT: Final = {
     ),
     "straight.route": Hot(
         statement=straight.ROUTE,
-        parameters="'{90001,90002,90003}', '{90001,90002,90003}', '{bot0,bot1,bot0}',"
-        " '{a,b,c}', 1000000, 90003",
-        looks_at={"capture_log": 6, "taken": 0, "outbox_head": 6, "lane": 2, "outbox": 0},
+        parameters="'ours', null, '{90001,90002,90003}', '{90001,90002,90003}',"
+        " '{bot0,bot1,bot0}', '{a,b,c}', 1000000, '{70}', '{99001}', '{99002}'",
+        looks_at={"capture_log": 9, "taken": 0, "outbox_head": 6, "lane": 2, "outbox": 0},
     ),
     "capture_log.consume": Hot(
         statement=capture_log.CONSUME,
