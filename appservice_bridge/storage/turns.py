@@ -11,13 +11,15 @@ from appservice_bridge.storage.sealed import Sealed, counts
 
 TAKE: Final = """
 -- turns.take: only for who holds the lane; one that somebody else works on is left out, and nothing
--- is sealed where more than waiting items has to be looked at, or anything is not as it was known
+-- is sealed where more than waiting items has to be looked at, or anything is not as it was known.
+-- With $20 the commit is not waited for: there are only acks in it
 with given as (
     select * from unnest($1::text[], $2::bigint[], $3::bigint[], $4::int[])
         as g(appservice_id, token, number, status)
 ), held as materialized (
     select l.appservice_id, g.number as taken, g.status, l.epoch, l.next_number, l.sealed_to,
-           l.paused_at is null and l.due_at <= clock_timestamp() as goes_on
+           l.paused_at is null and l.due_at <= clock_timestamp() as goes_on,
+           case when $20 then set_config('synchronous_commit', 'off', true) end
       from lane l join given g on g.appservice_id = l.appservice_id and g.token = l.lease_token
      order by l.appservice_id for update of l skip locked
 ), gone as (
@@ -138,7 +140,9 @@ async def take(conn: Connection, turns: Sequence[Turn]) -> Mapping[str, Turned]:
     """What became of each turn, by appservice, one of each; one that is not in it was not taken.
 
     Such a lane is someone else's by now, or its row is locked: who wants to know takes the turn
-    alone. `following` is left out wherever a look at the whole lane is needed first.
+    alone. `following` is left out wherever a look at the whole lane is needed first. A seal is
+    durable, for what follows it is sent; an ack alone is not yet, for if a crash of Postgres undoes
+    it, the same is sent again.
     """
     following = [(t.lease.appservice_id, t.following) for t in turns if t.following is not None]
     delivered = [
@@ -168,5 +172,6 @@ async def take(conn: Connection, turns: Sequence[Turn]) -> Mapping[str, Turned]:
         [appservice_id for appservice_id, _, _ in delivered],
         [kind for _, kind, _ in delivered],
         [items for _, _, items in delivered],
+        not following,
     )
     return {appservice_id: Turned(*became) for appservice_id, *became in rows}

@@ -127,7 +127,7 @@ HOT: Final = {
         statement=turns.TAKE,
         parameters="'{bot1,bot2}', '{0,0}', '{17,27}', '{200,200}',"
         " '{bot1}', '{1}', '{abe-1}', '{1}', '{5}', '{5}', '{9}', '{event}', array[''::bytea],"
-        " '{1,1}', array[''::bytea, ''::bytea], 1, '{bot1,bot2}', '{event,event}', '{1,1}'",
+        " '{1,1}', array[''::bytea, ''::bytea], 1, '{bot1,bot2}', '{event,event}', '{1,1}', false",
         looks_at={"sealed": 10},
     ),
     "outbox.purge": Hot(
