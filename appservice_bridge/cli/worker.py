@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Final
 from uuid import uuid4
@@ -52,6 +52,7 @@ from appservice_bridge.storage.database import (
 from appservice_bridge.storage.identity import current_epoch
 from appservice_bridge.storage.notifications import CAPTURE, OUTBOX, listen, notify
 from appservice_bridge.storage.registrations import wait_for_gate
+from appservice_bridge.storage.straight import Grown
 from appservice_bridge.storage.stuck import end_stuck
 from appservice_bridge.telemetry.deliveries import DeliveryMetrics
 
@@ -98,7 +99,7 @@ class Worker:
             session=session,
             observer=self.deliveries,
         )
-        self._synapse = synapse_side(of, owners, database, session, self._lanes.appended)
+        self._synapse = synapse_side(of, owners, database, session, self._lanes.look)
         self._watchkeeper = Watchkeeper(database, budget, reads_synapse=self._synapse is not None)
         self.waker: HomeserverWaker = HomeserverWaker(
             database,
@@ -257,11 +258,11 @@ class Worker:
                 log.warning("worker.rests", reason=error.reason)
                 await asyncio.sleep(1)
 
-    async def _appended(self, appservice_ids: Iterable[str]) -> None:
+    async def _appended(self, grown: Grown) -> None:
         """Wake the lanes here; tell the other workers if some are theirs."""
         if self._synapse is not None:
             self._synapse.came()
-        if not self._lanes.appended(appservice_ids):
+        if not self._lanes.appended(grown):
             async with self._database.transaction() as conn:
                 await notify(conn, OUTBOX)
 

@@ -63,6 +63,11 @@ async def build_ahead(
             )
     except DatabaseUnavailableError:
         return None  # who seals will hear of it, too
+    return built_of(items, policy, place)
+
+
+def built_of(items: Sequence[Item], policy: DeliveryPolicy, place: Place) -> Following | None:
+    """The same of what waits first, if it is known."""
     fitting = within_limits(
         items,
         max_items=policy.max_items,

@@ -1,7 +1,7 @@
 """Serves one lane: what is owed is sent until it is taken, and only then what follows."""
 
 import asyncio
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final, NamedTuple
@@ -10,7 +10,7 @@ import structlog
 
 from appservice_bridge.delivery import sealing
 from appservice_bridge.delivery.bodies import Bodies
-from appservice_bridge.delivery.building import build_ahead
+from appservice_bridge.delivery.building import build_ahead, built_of
 from appservice_bridge.delivery.group_commit import GroupCommit
 from appservice_bridge.delivery.lease_clock import LeaseClock
 from appservice_bridge.delivery.refusing import Attempt, Refusing
@@ -18,7 +18,7 @@ from appservice_bridge.delivery.sender import Sender
 from appservice_bridge.domain.observing import UNOBSERVED, DeliveryObserver
 from appservice_bridge.domain.outcome import Acked
 from appservice_bridge.domain.policy import DeliveryPolicy
-from appservice_bridge.domain.transaction import AlteredTransactionError, Kind
+from appservice_bridge.domain.transaction import AlteredTransactionError, Item, Kind
 from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.storage import lanes
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
@@ -83,12 +83,18 @@ class Lane:
         self._work = asyncio.Event()
         self._rest_until = 0.0
         self._looked = False  # and found nothing; an append may have come since
+        self._handed: Sequence[Item] = ()  # what came, if nothing came before it
         self._attempt = 0
         self._term = clock.term
         self._log = log.bind(appservice=lease.appservice_id)
 
-    def look(self) -> None:
-        """Something was appended; a lane that rests goes on resting."""
+    def look(self, handed: Sequence[Item] = ()) -> None:
+        """Something was appended; a lane that rests goes on resting.
+
+        What was `handed` over need not be read in the outbox by a lane that is idle; one that is at
+        work reads what came until it is done.
+        """
+        self._handed = handed if self._looked and not self._handed else ()
         self._work.set()
 
     def end_rest(self) -> None:
@@ -172,10 +178,14 @@ class Lane:
 
     async def _build_ahead(self, beside: Sealed | None = None) -> Following | None:
         """What follows, if it can be built; it is held beside what is in flight."""
+        handed, self._handed = self._handed, ()
         if self._place is None:
             return None
-        appservice_id = self._lease.appservice_id
-        built = await build_ahead(self._database, appservice_id, self._capped, self._place)
+        if handed and handed[0].position == self._place.after + 1:
+            built = built_of(handed, self._capped(), self._place)
+        else:
+            appservice_id = self._lease.appservice_id
+            built = await build_ahead(self._database, appservice_id, self._capped, self._place)
         if built is not None:
             held = 0 if beside is None else len(beside.body)
             self._bodies.hold(self, held + len(built.sealed.body))

@@ -27,6 +27,7 @@ from appservice_bridge.storage.database import Database, DatabaseUnavailableErro
 from appservice_bridge.storage.lanes import Place
 from appservice_bridge.storage.leases import Lease
 from appservice_bridge.storage.notifications import OUTBOX, notify
+from appservice_bridge.storage.straight import Grown
 from appservice_bridge.storage.stuck import end_stuck
 
 log = structlog.get_logger(__name__)
@@ -86,13 +87,21 @@ class Lanes:
         """How many lanes this worker serves now."""
         return len(self._lanes) + self._holds.count
 
-    def appended(self, appservice_ids: Iterable[str]) -> bool:
+    def look(self, appservice_ids: Iterable[str]) -> bool:
+        """Let lanes look for work; False if one of them is served elsewhere."""
+        return self.appended(dict.fromkeys(appservice_ids, ()))
+
+    def appended(self, grown: Grown) -> bool:
         """Let lanes look whose outbox grew; False if one of them is served elsewhere."""
-        here = [self._lanes.get(one) or self._holds.get(one) for one in appservice_ids]
-        for lane in here:
-            if lane is not None:
-                lane.look()
-        return None not in here
+        all_here = True
+        for one, items in grown.items():
+            if lane := self._lanes.get(one):
+                lane.look(items)
+            elif held := self._holds.get(one):
+                held.look()
+            else:
+                all_here = False
+        return all_here
 
     async def run(self, stop: asyncio.Event, *, finish_seconds: float = 20.0) -> None:
         """Serve lanes until `stop` is set, finish the requests in flight, hand the lanes back.

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -34,6 +34,7 @@ from appservice_bridge.storage.database import (
     RefusedRowError,
 )
 from appservice_bridge.storage.ledger import LedgerKey
+from appservice_bridge.storage.straight import Grown
 
 log = structlog.get_logger(__name__)
 
@@ -50,13 +51,13 @@ class Passed:
     """What one pass did.
 
     Attributes:
-        appended: the appservices whose outbox grew.
+        appended: the appservices whose outbox grew, and by what, where that is known.
         rows: how many it consumed.
         done: nothing that was there to read is left.
         more_may_come: somebody was writing meanwhile, who may wake nobody.
     """
 
-    appended: frozenset[str] = frozenset()
+    appended: Grown = field(default_factory=dict)
     rows: int = 0
     done: bool = True
     more_may_come: bool = False
@@ -72,7 +73,7 @@ class Intake:
         self,
         database: Database,
         owners: Owners,
-        on_append: Callable[[Iterable[str]], Awaitable[None]],
+        on_append: Callable[[Grown], Awaitable[None]],
         budget: Budget = Budget(),  # noqa: B008 - frozen
     ) -> None:
         self._database = database
@@ -163,7 +164,7 @@ class Intake:
             appended = await self._route(conn, batch)
             await capture_log.consume(conn, batch)
         self._alone = True
-        return _passed(batch, appended)
+        return _passed(batch, dict.fromkeys(appended, ()))
 
     async def _read(
         self, conn: Connection, *, sweep: bool, max_rows: int | None = None
@@ -230,9 +231,9 @@ class Intake:
         log.error("intake.buried", reason=error.reason)
 
 
-def _passed(batch: capture_log.Batch, appended: Iterable[str]) -> Passed:
+def _passed(batch: capture_log.Batch, appended: Grown) -> Passed:
     return Passed(
-        appended=frozenset(appended),
+        appended=appended,
         rows=len(batch.rows),
         done=batch.whole,
         more_may_come=batch.more_may_come,

@@ -1,8 +1,11 @@
 """Messages that go from the log into the outboxes as they were captured, in one statement."""
 
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple, TypeAlias
 
+from appservice_bridge.domain.transaction import Item, Kind
 from appservice_bridge.storage.capture_log import Batch, LogConsumedElsewhereError
 from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.outbox import OutboxMissingError
@@ -80,9 +83,18 @@ with gate as materialized (
      where exists (select from goes)
 )
 select exists (select from gate) as held, there.rows, there.outboxes,
-       (select array_agg(appservice_id) from head) as appservice_ids
+       (select array_agg((appservice_id, before, is_full)) from head) as grown,
+       (select bool_and(fresh) from item) as all_fresh,
+       extract(epoch from clock_timestamp())::float8 as now
   from there
 """
+
+
+HANDED_ROWS: Final = 100
+HANDED_BYTES: Final = 256 * 1024
+
+Grown: TypeAlias = Mapping[str, Sequence[Item]]
+"""What was appended, by appservice; nothing where it has to be read in the outbox."""
 
 
 class Straight(NamedTuple):
@@ -105,8 +117,8 @@ async def route(
     items: Sequence[Straight],
     *,
     appservice_bytes: int,
-) -> set[str] | None:
-    """Consume a batch of nothing but these; returns whose outbox grew.
+) -> Grown | None:
+    """Consume a batch of nothing but these; returns whose outbox grew, if it is small by what, too.
 
     None, and nothing is done, if another is the intake, or was since the batch was read. A row may
     go to several appservices; no two rows have one key. Of payloads so many bytes may wait for one
@@ -128,11 +140,35 @@ async def route(
         [first for first, _ in batch.missing],
         [last for _, last in batch.missing],
     )
-    held, rows, outboxes, appservice_ids = done or (False, 0, False, None)
+    held, rows, outboxes, grown, all_fresh, now = done or (False, 0, False, None, False, 0.0)
     if not held:
         return None
     if rows != len(seqs):
         raise LogConsumedElsewhereError(len(seqs), rows)
     if not outboxes:
         raise OutboxMissingError(sorted({item.appservice_id for item in items}))
-    return set(appservice_ids or ())
+    grown = grown or ()
+    if all_fresh and not any(is_full for _, _, is_full in grown) and _is_small(batch):
+        return _handed(batch, items, {id_: before for id_, before, _ in grown}, now)
+    return {appservice_id: () for appservice_id, _, _ in grown}
+
+
+def _is_small(batch: Batch) -> bool:
+    size = sum(len(row.body) for row in batch.rows)
+    return len(batch.rows) <= HANDED_ROWS and size <= HANDED_BYTES
+
+
+def _handed(
+    batch: Batch, items: Sequence[Straight], before: Mapping[str, int], now: float
+) -> Grown:
+    """The items as they stand in the outboxes, so that who sends them need not read them there."""
+    rows = {row.seq: row for row in batch.rows}
+    handed: dict[str, list[Item]] = defaultdict(list)
+    clock = time.monotonic()
+    for seq, appservice_id, opening in items:
+        row = rows[seq]
+        to = handed[appservice_id]
+        position = before[appservice_id] + len(to) + 1
+        captured = clock - (now - row.captured_at.timestamp())
+        to.append(Item(position, Kind.TO_DEVICE, opening + row.body[1:], None, captured))
+    return handed

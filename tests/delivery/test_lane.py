@@ -5,12 +5,14 @@ import json
 import re
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from appservice_bridge.storage import outbox
 from tests.support.appservice import Request, appservice, ok
 from tests.support.bridge import registration, worker, write_files
-from tests.support.facts import Connection, capture, relay
+from tests.support.facts import Connection, capture, relay, wait_until
 
 BOT = "@b_1:example.org"
 
@@ -364,7 +366,42 @@ async def test_an_appservice_that_takes_no_part_in_encryption_gets_events_only(
     assert bot.to_device == []
 
 
-async def wait_until(pg: Connection, condition: str) -> None:
-    async with asyncio.timeout(60):
-        while not await pg.fetchval(condition):
-            await asyncio.sleep(0.01)
+async def test_what_an_idle_lane_is_handed_it_does_not_read_again(
+    pg: Connection, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, reads = outbox.next_items, 0
+
+    async def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        return await read(*arguments, **options)
+
+    async with appservice() as bot:
+        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
+        monkeypatch.setattr(outbox, "next_items", counted)
+        async with worker(files):
+            n, before = 0, -1
+            while before != reads:  # the lane may be at work still when a message comes
+                n, before = n + 1, reads
+                assert n < 30
+                await capture(pg, BOT, n)
+                await bot.until(lambda: len(bot.to_device) == n)  # noqa: B023 - waited for here
+    assert numbers(bot.to_device) == list(range(1, n + 1))
+
+
+async def test_what_is_handed_over_too_early_is_read_where_it_stands(
+    pg: Connection, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass that another worker made, whose word comes late or never."""
+    async with appservice() as bot:
+        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
+        async with worker(files) as one:
+            await capture(pg, BOT, 1)
+            await bot.until(lambda: len(bot.to_device) == 1)
+            with monkeypatch.context() as deaf:
+                deaf.setattr(one._lanes, "appended", lambda _: True)
+                await capture(pg, BOT, 2)
+                await wait_until(pg, "select count(*) = 0 from appservice_bridge.capture_log")
+            await capture(pg, BOT, 3)
+            await bot.until(lambda: len(bot.to_device) == 3)
+    assert numbers(bot.to_device) == [1, 2, 3]

@@ -317,6 +317,38 @@ async def test_a_batch_of_nothing_but_such_messages_goes_straight(
     assert await outbox(pg) == [1]
 
 
+async def test_what_went_straight_is_handed_over_as_it_stands_in_the_outbox(
+    pg: Connection, db: Database, intake: Intake
+) -> None:
+    for after, few in ((0, (1, 2)), (2, (3, 4, 5))):
+        for n in few:
+            await capture(pg, '@b_"é:example.org', n)
+        handed = (await intake.consume_once()).appended["bot"]
+        async with db.transaction() as conn:
+            read = await outbox_table.next_items(
+                conn, "bot", after=after, max_items=10, max_bytes=10**6
+            )
+        assert [item[:4] for item in handed] == [item[:4] for item in read]
+        assert handed[0].captured == pytest.approx(read[0].captured, abs=5)
+
+
+async def test_where_anything_is_not_as_it_was_captured_nothing_is_handed_over(
+    pg: Connection, db: Database, intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await capture(pg, "@b_1:example.org", 1)
+    await intake.consume_once()
+    for n in (1, 2):
+        await capture(pg, "@b_1:example.org", n)
+    assert (await intake.consume_once()).appended == {"bot": ()}
+    monkeypatch.setattr(straight, "HANDED_ROWS", 2)
+    for n in (3, 4, 5):
+        await capture(pg, "@b_1:example.org", n)
+    assert (await intake.consume_once()).appended == {"bot": ()}
+    full = Intake(db, registered(("bot", "@b_.*")), nobody, Budget(appservice_bytes=0))
+    await capture(pg, "@b_1:example.org", 6)
+    assert (await full.consume_once()).appended == {"bot": ()}
+
+
 async def test_a_gap_is_dated_and_forgotten_by_batches_that_go_straight(
     pg: Connection, intake: Intake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,7 +370,7 @@ async def test_what_another_intake_consumed_since_it_was_read_is_not_consumed_ag
 ) -> None:
     route = straight.route
 
-    async def late(*arguments: Any, **options: Any) -> set[str] | None:
+    async def late(*arguments: Any, **options: Any) -> straight.Grown | None:
         monkeypatch.undo()
         await intake.consume_once()
         await capture(pg, "@b_1:example.org", 2)
@@ -370,7 +402,7 @@ async def test_a_batch_of_which_a_row_is_gone_does_not_go_straight(
     """Another hand in the tables: nothing is done by halves."""
     route = straight.route
 
-    async def without_the_first(*arguments: Any, **options: Any) -> set[str] | None:
+    async def without_the_first(*arguments: Any, **options: Any) -> straight.Grown | None:
         await pg.execute("delete from appservice_bridge.capture_log where stream_id = 1")
         return await route(*arguments, **options)
 

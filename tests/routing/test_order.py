@@ -118,8 +118,8 @@ async def test_only_one_intake_consumes_at_a_time(
     await capture(pg, "@b_1:example.org", 1)
     async with db.transaction() as conn:
         await conn.execute("select from intake_gate for update")
-        assert (await intake.consume_once()).appended == frozenset()
-    assert (await intake.consume_once()).appended == {"bot"}
+        assert (await intake.consume_once()).appended == {}
+    assert (await intake.consume_once()).appended.keys() == {"bot"}
 
 
 async def test_an_intake_with_other_registrations_does_not_route(

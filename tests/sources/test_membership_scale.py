@@ -169,7 +169,7 @@ async def test_one_device_change_goes_through_the_whole_of_intake_in_millisecond
         began = time.perf_counter()
         passed = await intake.consume_once()
         took[kind].append(time.perf_counter() - began)
-        assert passed.appended == ({"bot"} if kind == "device_list" else set())
+        assert passed.appended.keys() == ({"bot"} if kind == "device_list" else set())
     median, nothing = (statistics.median(one) for one in took.values())
     print(
         f"one device change through intake: median {median * 1000:.2f} ms,"
