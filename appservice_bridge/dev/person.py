@@ -45,9 +45,14 @@ async def person(homeserver_url: str, user_id: str, password: str) -> AsyncItera
 
 @dataclass(slots=True)
 class Person:
-    """Someone who is logged in."""
+    """Someone who is logged in.
+
+    Attributes:
+        presence: what a sync says that they are; None: online.
+    """
 
     client: Any
+    presence: str | None = None
 
     async def make_encrypted_room(self, invite: str) -> str:
         """Create a room with encryption from its first event; the room's id."""
@@ -93,7 +98,7 @@ class Person:
 
     async def _sync(self) -> Any:
         """One sync, and the key requests that it makes due."""
-        answer = await self.client.sync(timeout=SYNC_MILLISECONDS)
+        answer = await self.client.sync(timeout=SYNC_MILLISECONDS, set_presence=self.presence)
         if not isinstance(answer, nio.SyncResponse):  # the homeserver is restarting
             await asyncio.sleep(0.5)
             return await self._sync()

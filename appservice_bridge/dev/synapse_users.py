@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+from contextlib import nullcontext
 from typing import Any
 
 import aiohttp
@@ -19,15 +20,23 @@ class RegistrationRefusedError(BridgeError):
 
 
 async def register_user(
-    homeserver_url: str, *, shared_secret: str, localpart: str, password: str, admin: bool = False
+    homeserver_url: str,
+    *,
+    shared_secret: str,
+    localpart: str,
+    password: str,
+    admin: bool = False,
+    http: aiohttp.ClientSession | None = None,
 ) -> dict[str, Any]:
     """Register a user; the answer has `user_id`, `access_token` and `device_id`.
+
+    Whoever registers many lends `http`, so that not each of them has connections of its own.
 
     Raises:
         RegistrationRefusedError: the name is taken or the secret is wrong.
     """
     url = f"{homeserver_url}/_synapse/admin/v1/register"
-    async with aiohttp.ClientSession() as session:
+    async with nullcontext(http) if http else aiohttp.ClientSession() as session:
         async with session.get(url) as response:
             nonce = (await response.json())["nonce"]
         words = (nonce, localpart, password, "admin" if admin else "notadmin")

@@ -28,6 +28,7 @@ async def claim_all(stage: Stage, slot: Slot) -> int:
         shared_secret=stage.directory.secrets()["registration_shared_secret"],
         localpart=f"claims-{uuid.uuid4().hex[:8]}",
         password=uuid.uuid4().hex,
+        http=stage.http,
     )
     most = max(device.one_time_keys for device in left)
     claims = [

@@ -7,17 +7,16 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import nio
-from nio.store import SqliteMemoryStore
 
 from appservice_bridge.dev.person import Person
 from appservice_bridge.dev.synapse_users import register_user
 from appservice_bridge.testing.background import BackgroundLoop
+from appservice_bridge.testing.person_store import ONE_TIME_KEYS, PersonStore
 from appservice_bridge.testing.seen import JsonDict
 from appservice_bridge.testing.stage import Stage
 
 CLIENT: Final = "/_matrix/client/v3"
 PATIENCE_SECONDS: Final = 30.0
-FIRST_KEYS: Final = 3
 
 
 class HomeserverRefusedError(Exception):
@@ -45,10 +44,12 @@ class MatrixUser:
         self._account = account
         self.password = password
         config = nio.AsyncClientConfig(
-            encryption_enabled=True, max_limit_exceeded=0, store=SqliteMemoryStore
+            encryption_enabled=True, max_limit_exceeded=0, store=PersonStore
         )
-        self.client: Any = nio.AsyncClient(stage.stack.synapse.url, self.user_id, config=config)
-        self._person = Person(self.client)
+        self.client: Any = nio.AsyncClient(
+            stage.stack.synapse.url, self.user_id, store_path="in memory", config=config
+        )
+        self._person = Person(self.client, presence="offline")
 
     @classmethod
     async def made(cls, stage: Stage, loop: BackgroundLoop, name: str) -> "MatrixUser":
@@ -60,6 +61,7 @@ class MatrixUser:
             shared_secret=stage.directory.secrets()["registration_shared_secret"],
             localpart=f"{name}-{stage.users}",
             password=password,
+            http=stage.http,
         )
         user = cls(stage, loop, account, password)
         user.client.restore_login(user.user_id, user.device_id, user.access_token)
@@ -67,11 +69,9 @@ class MatrixUser:
         return user
 
     async def publish_keys(self) -> None:
-        """Device keys and a few one-time keys; the client's first sync brings the usual many."""
-        keys = self.client.olm.share_keys()
-        keys["one_time_keys"] = dict(list(keys["one_time_keys"].items())[:FIRST_KEYS])
-        await self._call("POST", "/keys/upload", keys)
-        self.client.olm.handle_response(nio.KeysUploadResponse(0, FIRST_KEYS))
+        """Device keys and one-time keys."""
+        await self._call("POST", "/keys/upload", self.client.olm.share_keys())
+        self.client.olm.handle_response(nio.KeysUploadResponse(0, ONE_TIME_KEYS))
 
     @property
     def user_id(self) -> str:

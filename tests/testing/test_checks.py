@@ -73,6 +73,22 @@ async def test_who_types_is_waited_for_as_messages_are(
     assert told["content"] == {"user_ids": [alice.user_id]}
 
 
+async def test_a_person_is_online_when_they_say_so_and_not_because_they_look(
+    appservice_factory: AppserviceFactory, matrix_user_factory: MatrixUserFactory
+) -> None:
+    appservice = appservice_factory()
+    puppet = await appservice.puppet("one")
+    alice = await matrix_user_factory("alice")
+    room_id = await alice.make_encrypted_room(puppet.user_id)
+    await puppet.join(room_id)
+    await alice.see_join(room_id, puppet.user_id)
+    status = f"/presence/{alice.user_id}/status"
+    assert (await alice.call("GET", status))["presence"] == "offline"
+    await alice.call("PUT", status, {"presence": "online", "status_msg": "here"})
+    told = await appservice.expect_ephemeral(type="m.presence")
+    assert (told["sender"], told["content"]["status_msg"]) == (alice.user_id, "here")
+
+
 async def test_a_failed_attempt_comes_again_and_the_bot_sees_it_once(
     appservice_factory: AppserviceFactory, matrix_user_factory: MatrixUserFactory
 ) -> None:
