@@ -16,6 +16,7 @@ from appservice_bridge.delivery.history import History
 from appservice_bridge.domain.lane_state import LaneState
 from appservice_bridge.domain.registration import Registration
 from appservice_bridge.domain.transport import Transport
+from appservice_bridge.domain.waiting import in_turns
 from appservice_bridge.storage import overview, whole
 from appservice_bridge.storage.capture_state import CaptureState
 from appservice_bridge.storage.database import Connection, Database
@@ -99,7 +100,7 @@ class Overview:
             lane.appservice_id: appservice(
                 lane, self._places.get(lane.appservice_id), rates.get(lane.appservice_id)
             )
-            for lane in await overview.lanes(conn, self._transports, only=only)
+            async for lane in in_turns(await overview.lanes(conn, self._transports, only=only))
         }
         for id_, place in self._places.items():
             if id_ not in found and only in {None, id_}:

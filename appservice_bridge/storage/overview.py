@@ -8,6 +8,7 @@ from uuid import UUID
 
 from appservice_bridge.domain.lane_state import BEHIND_SECONDS, LaneState
 from appservice_bridge.domain.transport import Transport
+from appservice_bridge.domain.waiting import in_turns
 from appservice_bridge.storage.database import Connection
 
 LANES: Final = """
@@ -21,16 +22,16 @@ select l.appservice_id,
      + (select count(*) from (select from device_key_state k
                                where k.appservice_id = l.appservice_id and k.waiting
                                limit 10000) c) as device_updates,
-       extract(epoch from clock_timestamp() - (
+       case when h.position > l.acked_to then extract(epoch from clock_timestamp() - (
            select captured_at from outbox o
             where o.appservice_id = l.appservice_id and o.position > l.acked_to
-            order by o.position limit 1))::float8 as oldest_seconds,
-       extract(epoch from clock_timestamp() - (
+            order by o.position limit 1))::float8 end as oldest_seconds,
+       case when h.position > l.acked_to then extract(epoch from clock_timestamp() - (
            select n.captured_at
              from (select o.kind, o.captured_at from outbox o
                     where o.appservice_id = l.appservice_id and o.position > l.acked_to
                     order by o.position limit 200) n
-            where n.kind = 'to_device' limit 1))::float8 as oldest_to_device_seconds,
+            where n.kind = 'to_device' limit 1))::float8 end as oldest_to_device_seconds,
        greatest(0, extract(epoch from l.due_at)::float8
                  - extract(epoch from clock_timestamp())::float8) as rest_seconds,
        l.failed_attempts, l.failing_since, l.last_outcome, l.last_status, l.last_attempt_at,
@@ -38,19 +39,19 @@ select l.appservice_id,
        l.last_ack_at,
        l.paused_at is not null as paused, l.paused_at,
        a.appservice_id is not null as registered, a.live_at is not null as live,
-       (select w.name from worker w
-         where w.worker_id = l.worker_id and w.alive_until
-               between clock_timestamp() and clock_timestamp() + interval '1 minute') as worker,
+       case when w.alive_until
+                 between clock_timestamp() and clock_timestamp() + interval '1 minute'
+            then w.name end as worker,
        (select count(*) from (select from dead_letter d
                                where d.appservice_id = l.appservice_id limit 10000) c)
            as dead_letters,
-       (select w.alive_until from worker w
-         where w.worker_id = l.worker_id and w.alive_until < clock_timestamp()) as left_alone_at,
+       case when w.alive_until < clock_timestamp() then w.alive_until end as left_alone_at,
        (select coalesce(sum(items), 0)::bigint from ledger g
          where g.appservice_id = l.appservice_id and g.outcome = 'delivered') as delivered
   from lane l
   join outbox_head h using (appservice_id)
   left join appservice a using (appservice_id)
+  left join worker w on w.worker_id = l.worker_id
  cross join lateral (select coalesce(sum(k.payload_bytes), 0)::bigint as bytes from kept k
                       where k.appservice_id = l.appservice_id) kept
  where l.appservice_id = coalesce($1, l.appservice_id)
@@ -193,7 +194,9 @@ async def lanes(
     """Every lane there is, by appservice; or the one of this appservice, if it has one."""
     known = transports or {}
     rows = await conn.fetch(LANES, only)
-    return [LaneView(**row, transport=known.get(row["appservice_id"])) for row in rows]
+    return [
+        LaneView(**row, transport=known.get(row["appservice_id"])) async for row in in_turns(rows)
+    ]
 
 
 async def workers(conn: Connection) -> list[WorkerView]:

@@ -1,6 +1,9 @@
 """A thousand appservices at one look: the same few statements as for one."""
 
+import asyncio
+import itertools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
@@ -8,7 +11,9 @@ import asyncpg
 import pytest
 
 from appservice_bridge.delivery.history import History
+from appservice_bridge.http import admin_overview
 from appservice_bridge.http.admin_overview import Overview
+from appservice_bridge.storage import overview
 from appservice_bridge.storage.database import Database
 from tests.support.bridge import registration, write_files
 from tests.support.facts import Connection
@@ -56,3 +61,33 @@ async def test_a_thousand_appservices_take_no_more_statements_than_one(
     assert len(told) == MANY + 1
     assert {one["backlog"] for one in told} == {0, BACKLOG}
     assert {one["dead_letters"] for one in told} == {0, 3}
+
+
+async def test_while_a_thousand_are_told_deliveries_have_their_turn(
+    pg: Connection, db: Database, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = write_files(tmp_path, database, [registration("bot", "http://127.0.0.1:9")])
+    shown = Overview(db, files.load(), History())
+    await pg.execute(FILL)
+    turn = 0
+    lanes_in_turn: Counter[tuple[str, int]] = Counter()
+
+    async def others() -> None:
+        nonlocal turn
+        for turn in itertools.count():  # noqa: B007
+            await asyncio.sleep(0)
+
+    def counting(name: str, work: Any) -> Any:
+        def counted(*args: Any, **named: Any) -> Any:
+            lanes_in_turn[name, turn] += 1
+            return work(*args, **named)
+
+        return counted
+
+    monkeypatch.setattr(admin_overview, "appservice", counting("told", admin_overview.appservice))
+    monkeypatch.setattr(overview, "LaneView", counting("read", overview.LaneView))
+    task = asyncio.create_task(others())
+    await shown.body()
+    task.cancel()
+    assert sum(lanes_in_turn.values()) == 2 * MANY
+    assert max(lanes_in_turn.values()) <= 100
