@@ -16,6 +16,7 @@ from appservice_bridge.storage import (
     device_streams,
     grants,
     inbox,
+    inbox_deletions,
     key_changes,
     migrations,
     registrations,
@@ -107,7 +108,7 @@ async def _grants_left(count: int) -> None:
 
 async def _needed_grants(of: Loaded, conn: Connection) -> list[str]:
     triggers = of.config.homeserver.capture != "polling"
-    needed = await grants.rights(conn, triggers=triggers, cleaning=bool(cleaned(of)))
+    needed = await grants.rights(conn, triggers=triggers, cleaning=bool(cleaned(of)), polling=True)
     return await grants.grants(conn, needed)
 
 
@@ -142,6 +143,6 @@ def _told_to_delete(of: Loaded) -> bool:
 async def _prepare_polling(conn: Connection, *, deleting: bool) -> str:
     """Nothing is made in Synapse's tables; what comes from now on is read."""
     await grants.require_rights(conn, deleting=deleting, triggers=False)
-    for start in (inbox.set_floor, device_streams.set_floor, key_changes.set_floor):
-        await start(conn)
+    for source in (inbox, device_streams, key_changes, inbox_deletions):
+        await source.set_floor(conn)
     return "capture: polling, no trigger made; what comes from now on is read"

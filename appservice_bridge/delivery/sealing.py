@@ -10,7 +10,16 @@ from appservice_bridge.domain.device_updates import DeviceUpdates
 from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.policy import DeliveryPolicy
 from appservice_bridge.domain.transaction import BUILDER, Item, Kind, within_limits
-from appservice_bridge.storage import attempts, device_updates, kept, lanes, ledger, outbox, sealed
+from appservice_bridge.storage import (
+    attempts,
+    deleted_devices,
+    device_updates,
+    kept,
+    lanes,
+    ledger,
+    outbox,
+    sealed,
+)
 from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.lanes import LaneState
 from appservice_bridge.storage.leases import Lease
@@ -124,7 +133,7 @@ async def _next_items(
             conn, appservice_id, after=state.sealed_to, max_items=policy.max_items
         )
         # Before the ledger: intake marks devices first, and counts last.
-        await device_updates.delete_marked(conn, appservice_id, sealed_to=state.sealed_to)
+        await deleted_devices.forget_marked(conn, appservice_id, sealed_to=state.sealed_to)
         if dropped:
             await ledger.count(
                 conn, {LedgerKey(appservice_id, Kind.TO_DEVICE, LedgerOutcome.DROPPED): dropped}

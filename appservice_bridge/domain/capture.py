@@ -88,6 +88,9 @@ READ: Final = (
 )
 """Tables of Synapse's that the bridge reads."""
 
+POLLED: Final = ("scheduled_tasks",)
+"""Those that it reads only where no trigger tells, and can do without."""
+
 CLEANING: Final = (
     ("device_inbox", "DELETE"),
     ("sliding_sync_connections", "SELECT"),  # where it is not, none syncs that way

@@ -10,11 +10,13 @@ class Stream(StrEnum):
 
     Attributes:
         CACHES: has no positions there; signs of changed keys are in it.
+        TASKS: nor has that of what Synapse set itself to do; its own clock is its position, in ms.
     """
 
     TO_DEVICE = "to_device"
     DEVICE_LISTS = "device_lists_stream"
     CACHES = "caches"
+    TASKS = "scheduled_tasks"
 
 
 COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
@@ -73,7 +75,13 @@ COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
 }
 """Table and column to the type that Postgres calls it by."""
 
+POLLED_COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
+    "scheduled_tasks": {"id": "text", "action": "text", "timestamp": "bigint", "params": "text"},
+}
+"""The same of what polling alone reads, and can do without."""
+
 INBOX_TABLES: Final = frozenset({"device_inbox", "stream_positions"})
 DEVICE_LIST_TABLES: Final = frozenset({"device_lists_stream", "devices", "stream_positions"})
 SIGNATURE_TABLES: Final = frozenset({"user_signature_stream", "stream_positions"})
 KEY_CHANGE_TABLES: Final = frozenset({"cache_invalidation_stream_by_instance"})
+TASK_TABLES: Final = frozenset({"scheduled_tasks"})

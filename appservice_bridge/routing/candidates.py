@@ -11,6 +11,7 @@ from appservice_bridge.domain.raw_json import likeness
 from appservice_bridge.routing.device_changes import DeviceChanges
 from appservice_bridge.storage.capture_log import Captured, CapturedKind
 from appservice_bridge.storage.dead_letters import Buried
+from appservice_bridge.storage.deleted_devices import DeletedInbox
 from appservice_bridge.storage.device_updates import DeviceKey
 from appservice_bridge.storage.ledger import LedgerKey
 from appservice_bridge.storage.outbox import Routed
@@ -38,12 +39,14 @@ class Candidate:
         routed: one item per interested appservice.
         buried: the same, where it cannot be delivered.
         deleted: a device for which nothing that came before is delivered.
+        emptied: one for which nothing is that came before and has a place in the inbox up to there.
     """
 
     key: InboxKey | EventKey | None = None
     routed: tuple[Routed, ...] = ()
     buried: tuple[Buried, ...] = ()
     deleted: tuple[DeviceKey, ...] = ()
+    emptied: tuple[DeletedInbox, ...] = ()
 
 
 class Routing:

@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 import structlog
 
@@ -20,6 +20,7 @@ from appservice_bridge.routing.straight import straight_items
 from appservice_bridge.storage import (
     capture_log,
     dead_letters,
+    deleted_devices,
     device_updates,
     foreign_users,
     ledger,
@@ -33,6 +34,7 @@ from appservice_bridge.storage.database import (
     DatabaseUnavailableError,
     RefusedRowError,
 )
+from appservice_bridge.storage.deleted_devices import DeletedInbox
 from appservice_bridge.storage.ledger import LedgerKey
 from appservice_bridge.storage.straight import Grown
 
@@ -44,6 +46,8 @@ POLL_SECONDS: Final = 1.0  # the wake-up is a courtesy; the poll alone must do
 FOLLOW_UP_SECONDS: Final = 0.006  # within five milliseconds of a wake-up nobody sends another
 PATIENCE_SECONDS: Final = 1.0  # with a writer that drew a number and does not commit
 SWEEP_SECONDS: Final = 60.0
+
+_Device: TypeAlias = tuple[str, str | None, str | None]  # appservice, user, device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,10 +253,7 @@ def _next_look(passed: Passed, *, busy: bool) -> float:
 async def _append(
     conn: Connection, new: list[Candidate], counts: Counter[LedgerKey], budget: Budget
 ) -> set[str]:
-    deleted = sorted({device for candidate in new for device in candidate.deleted})
-    if deleted:
-        await device_updates.delete_devices(conn, deleted)  # of what was routed before this batch
-        await dead_letters.lose_devices(conn, deleted)
+    await _mark_deleted(conn, new)  # of what was routed before this batch
     routed = _outliving_their_devices(new, counts)
     buried = [item for candidate in new for item in candidate.buried]
     counts.update(LedgerKey(item.appservice_id, item.kind, LedgerOutcome.ROUTED) for item in routed)
@@ -266,16 +267,34 @@ async def _append(
     return {item.appservice_id for item in routed}
 
 
+async def _mark_deleted(conn: Connection, new: list[Candidate]) -> None:
+    deleted = sorted({device for candidate in new for device in candidate.deleted})
+    if deleted:
+        await deleted_devices.mark(conn, deleted)
+        await dead_letters.lose_devices(conn, deleted)
+    emptied: dict[_Device, DeletedInbox] = {}
+    for inbox in sorted(inbox for candidate in new for inbox in candidate.emptied):
+        emptied[inbox[:3]] = inbox  # the furthest is the last
+    if emptied:
+        await deleted_devices.mark_inbox(conn, list(emptied.values()))
+        await dead_letters.lose_inboxes(conn, list(emptied.values()))
+
+
 def _outliving_their_devices(
     new: list[Candidate], counts: Counter[LedgerKey]
 ) -> list[outbox.Routed]:
     """The items of a batch, without those whose device the same batch deletes later on."""
     kept: list[outbox.Routed] = []
-    deleted: set[tuple[str, str | None, str | None]] = set()
+    deleted: set[_Device] = set()
+    emptied: dict[_Device, int] = {}
     for candidate in reversed(new):
         deleted.update(candidate.deleted)
+        for inbox in candidate.emptied:
+            emptied[inbox[:3]] = max(inbox.upto, emptied.get(inbox[:3], 0))
         for item in reversed(candidate.routed):
-            if (item.appservice_id, item.user_id, item.device_id) in deleted:
+            device = (item.appservice_id, item.user_id, item.device_id)
+            gone = item.stream_id is not None and item.stream_id <= emptied.get(device, 0)
+            if gone or device in deleted:
                 for outcome in (LedgerOutcome.ROUTED, LedgerOutcome.DROPPED):
                     counts[LedgerKey(item.appservice_id, item.kind, outcome)] += 1
             else:

@@ -22,6 +22,7 @@ from appservice_bridge.routing.device_changes import key_change, list_change, si
 from appservice_bridge.routing.native_routing import count_native, route_native
 from appservice_bridge.storage.capture_log import Captured, CapturedKind
 from appservice_bridge.storage.dead_letters import Buried
+from appservice_bridge.storage.deleted_devices import DeletedInbox
 from appservice_bridge.storage.device_updates import DeviceKey
 from appservice_bridge.storage.ledger import LedgerKey
 from appservice_bridge.storage.outbox import Routed
@@ -54,6 +55,7 @@ def route_rows(rows: Iterable[Captured], owners: Owners, withdrawn: Container[st
                 | CapturedKind.SIGNATURES
                 | CapturedKind.DEVICE_KEYS
                 | CapturedKind.DEVICE_DELETED
+                | CapturedKind.INBOX_DELETED
             ):
                 _route_device_change(row, owners, routing)
             case CapturedKind.EVENT | CapturedKind.EPHEMERAL:
@@ -136,9 +138,21 @@ def _route_change_of_owned(
     if row.kind == CapturedKind.DEVICE_KEYS:
         routing.devices.change_keys(appservice_ids, user_id, row.device_id, key_change(row))
         return
+    if row.kind == CapturedKind.INBOX_DELETED:  # whoever has the name now has keys of its own
+        routing.candidates.append(Candidate(emptied=_emptied(row, user_id, appservice_ids)))
+        return
     deleted = tuple(DeviceKey(id_, user_id, row.device_id) for id_ in appservice_ids)
     routing.devices.forget_keys(deleted)
     routing.candidates.append(Candidate(deleted=deleted))
+
+
+def _emptied(
+    row: Captured, user_id: str, appservice_ids: Sequence[str]
+) -> tuple[DeletedInbox, ...]:
+    if row.device_id is None or row.stream_id is None:
+        raise KeyMissingError(row)
+    place = (user_id, row.device_id, row.stream_id)
+    return tuple(DeletedInbox(id_, *place) for id_ in appservice_ids)
 
 
 def _route_addressed(row: Captured, owners: Owners, routing: Routing) -> None:

@@ -13,11 +13,20 @@ from appservice_bridge.domain.synapse_tables import (
     DEVICE_LIST_TABLES,
     INBOX_TABLES,
     KEY_CHANGE_TABLES,
+    POLLED_COLUMNS,
     SIGNATURE_TABLES,
+    TASK_TABLES,
 )
 from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.sources.polling import Polling
-from appservice_bridge.storage import capture_state, device_streams, drift, inbox, key_changes
+from appservice_bridge.storage import (
+    capture_state,
+    device_streams,
+    drift,
+    inbox,
+    inbox_deletions,
+    key_changes,
+)
 from appservice_bridge.storage.capture_state import CaptureState
 from appservice_bridge.storage.database import (
     Connection,
@@ -35,6 +44,7 @@ _FLOORS: Final[tuple[tuple[frozenset[str], Callable[[Connection], Awaitable[None
     (INBOX_TABLES, inbox.set_floor),
     (DEVICE_LIST_TABLES | SIGNATURE_TABLES, device_streams.set_floor),
     (KEY_CHANGE_TABLES, key_changes.set_floor),
+    (TASK_TABLES, inbox_deletions.set_floor),
 )
 
 
@@ -103,7 +113,8 @@ class DriftGuard:
                     return found
         except SourceUnreadableError as error:
             mend = "the owner of the homeserver's database must let the bridge read schema public"
-            return [Problem(what=error.reason, mend=mend, unreadable=t) for t in COLUMNS]
+            tables = [*COLUMNS, *POLLED_COLUMNS]
+            return [Problem(what=error.reason, mend=mend, unreadable=t) for t in tables]
 
     async def _start_floors(self, unreadable: frozenset[str]) -> None:
         """Where nothing was ever compared with the log, start at the present."""

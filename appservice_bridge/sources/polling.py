@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, TypeAlias
 
@@ -14,12 +14,14 @@ from appservice_bridge.domain.synapse_tables import (
     INBOX_TABLES,
     KEY_CHANGE_TABLES,
     SIGNATURE_TABLES,
+    TASK_TABLES,
 )
 from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.storage import (
     capture_state,
     device_streams,
     inbox,
+    inbox_deletions,
     key_changes,
     notifications,
 )
@@ -30,6 +32,7 @@ from appservice_bridge.storage.database import (
     DatabaseUnavailableError,
     SourceUnreadableError,
 )
+from appservice_bridge.storage.inbox_deletions import Task
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +56,8 @@ class Polling:
         self._server_name = server_name
         self._on = False
         self._unreadable: frozenset[str] = frozenset()
+        self._reads_tasks = False
+        self._told: str | None = None
         self._marks: deque[tuple[float, int]] = deque()
 
     def use(self, state: CaptureState) -> None:
@@ -83,13 +88,16 @@ class Polling:
     async def poll_once(self, *, wait: bool = False) -> None:
         """Append all that is there; messages first, so that no deletion overtakes them.
 
+        But Synapse's tasks are read before: see `inbox_deletions`.
+
         Another worker that reads messages is left to it, or waited for and followed.
 
         Raises:
             DatabaseUnavailableError: what was appended before stays.
         """
         if not self._unreadable & INBOX_TABLES:
-            await self._drain(partial(inbox.poll, limit=BATCH, wait=wait))
+            tasks = await self._fresh_tasks()
+            await self._drain(partial(self._messages, limit=BATCH, wait=wait, tasks=tasks))
         if not self._unreadable >= DEVICE_LIST_TABLES | SIGNATURE_TABLES:
             await self._drain(self._device_streams)
         if not self._unreadable & KEY_CHANGE_TABLES:
@@ -107,7 +115,10 @@ class Polling:
         """
         if not self._on or self._unreadable & INBOX_TABLES:
             return
-        appended = await inbox.poll(conn, limit=MOST_BEFORE_AN_EVENT, wait=True)
+        tasks: tuple[Task, ...] = ()
+        if self._reads_tasks:
+            tasks = await inbox_deletions.fresh(conn, limit=BATCH)
+        appended = await self._messages(conn, limit=MOST_BEFORE_AN_EVENT, wait=True, tasks=tasks)
         if appended:
             await notifications.wake_intake(conn)
         if appended == MOST_BEFORE_AN_EVENT:
@@ -124,6 +135,38 @@ class Polling:
                         await notifications.wake_intake(conn)
         except SourceUnreadableError as error:
             log.warning("polling.left_out", reason=error.reason)
+
+    async def _fresh_tasks(self) -> tuple[Task, ...]:
+        """What Synapse set itself to delete; nothing where that cannot be read, said once."""
+        self._reads_tasks = False
+        if self._unreadable & TASK_TABLES:
+            return ()
+        try:
+            async with self._database.transaction() as conn:
+                tasks = await inbox_deletions.fresh(conn, limit=BATCH)
+                if not tasks:
+                    await inbox_deletions.move_on(conn)
+        except SourceUnreadableError as error:
+            if self._told != error.reason:
+                log.warning("polling.left_out", reason=error.reason)
+            self._told = error.reason
+            return ()
+        self._reads_tasks, self._told = True, None
+        return tasks
+
+    async def _messages(
+        self, conn: Connection, *, limit: int, wait: bool, tasks: Sequence[Task]
+    ) -> int | None:
+        """Append what the inbox holds, and behind all of it what it held for nobody any more.
+
+        The tasks were read before the inbox is, so nothing they speak of comes later; and nothing
+        of it is routed without them.
+        """
+        appended = await inbox.poll(conn, limit=limit, wait=wait or bool(tasks))
+        whole = appended is not None and appended < limit
+        if tasks and whole and await inbox_deletions.append(conn, tasks):
+            await notifications.wake_intake(conn)
+        return appended
 
     async def _device_streams(self, conn: Connection) -> int | None:
         return await device_streams.poll(

@@ -14,6 +14,7 @@ from appservice_bridge.storage import (
     capture_state,
     device_streams,
     inbox,
+    inbox_deletions,
     key_changes,
     ledger,
     notifications,
@@ -54,9 +55,10 @@ async def run_reconciler(
             looked_to = await inbox.forget_gone(conn, after=looked_to, batch=BATCH)
         return looked_to
 
-    parts: tuple[Callable[[], Awaitable[int]], ...] = (
+    parts: tuple[Callable[[], Awaitable[object]], ...] = (
         partial(reconcile_once, database),
         forget_gone,
+        partial(_forget, database, inbox_deletions.forget_taken),
         partial(reconcile_device_streams, database, server_name=server_name),
         partial(reconcile_keys, database),
         partial(recount_keys, database),

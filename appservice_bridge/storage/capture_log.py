@@ -113,6 +113,8 @@ class CapturedKind(StrEnum):
         DEVICE_KEYS: count the device's keys again; or, with a body, what the homeserver counted:
             an object with `one_time_key_counts`, `unused_fallback_key_types` or both.
         DEVICE_DELETED: what is not sealed for the device is for nobody.
+        INBOX_DELETED: the same only of what has a place in the homeserver's inbox up to stream_id;
+            a device may have taken the name since, and what lies above is for that one.
         EVENT, EPHEMERAL: one object for one appservice.
     """
 
@@ -122,6 +124,7 @@ class CapturedKind(StrEnum):
     SIGNATURES = "signatures"
     DEVICE_KEYS = "device_keys"
     DEVICE_DELETED = "device_deleted"
+    INBOX_DELETED = "inbox_deleted"
     EVENT = "event"
     EPHEMERAL = "ephemeral"
 

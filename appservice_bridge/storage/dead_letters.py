@@ -8,6 +8,7 @@ from typing import Final
 from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.storage import capture_log, ledger
 from appservice_bridge.storage.database import Connection
+from appservice_bridge.storage.deleted_devices import DeletedInbox
 from appservice_bridge.storage.device_updates import DeviceKey
 
 BURY: Final = """
@@ -31,6 +32,16 @@ update dead_letter d
   from unnest($1::text[], $2::text[], $3::text[]) as g(appservice_id, user_id, device_id)
  where d.appservice_id = g.appservice_id and d.user_id = g.user_id
    and d.device_id = g.device_id and d.redrivable
+"""
+
+LOSE_INBOXES: Final = """
+-- dead_letters.lose_inboxes: the same of what has a place in the inbox up to $4
+update dead_letter d
+   set redrivable = false, reason = d.reason || '; its device was deleted since'
+  from unnest($1::text[], $2::text[], $3::text[], $4::bigint[])
+           as g(appservice_id, user_id, device_id, upto)
+ where d.appservice_id = g.appservice_id and d.user_id = g.user_id
+   and d.device_id = g.device_id and d.stream_id <= g.upto and d.redrivable
 """
 
 
@@ -85,3 +96,9 @@ async def lose_devices(conn: Connection, keys: Sequence[DeviceKey]) -> None:
     """
     columns = [list(column) for column in zip(*keys, strict=True)]
     await conn.execute(LOSE_DEVICES, *columns)
+
+
+async def lose_inboxes(conn: Connection, inboxes: Sequence[DeletedInbox]) -> None:
+    """The same of what has a place in the homeserver's inbox up to there."""
+    columns = [list(column) for column in zip(*inboxes, strict=True)]
+    await conn.execute(LOSE_INBOXES, *columns)

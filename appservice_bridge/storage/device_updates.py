@@ -68,15 +68,6 @@ on conflict (appservice_id, user_id, device_id) do update
        captured_at = clock_timestamp()
 """
 
-DELETE_DEVICES: Final = """
--- device_updates.delete_devices: as far as the outbox reaches now
-insert into deleted_device (appservice_id, user_id, device_id, upto)
-select g.appservice_id, g.user_id, g.device_id, h.position
-  from unnest($1::text[], $2::text[], $3::text[]) as g(appservice_id, user_id, device_id)
-  join outbox_head h using (appservice_id)
-on conflict (appservice_id, user_id, device_id) do update set upto = excluded.upto
-"""
-
 FORGET_DEVICES: Final = """
 -- device_updates.forget_devices
 with gone as materialized (
@@ -164,11 +155,6 @@ update device_key_state k set sealed_in = null from told t
  where k.appservice_id = $1 and k.user_id = t.user_id and k.device_id = t.device_id
 """
 
-DELETE_MARKED: Final = """
--- device_updates.delete_marked: a mark is done with when everything it speaks of is sealed
-delete from deleted_device where appservice_id = $1 and upto <= $2
-"""
-
 
 class ListKey(NamedTuple):
     """A user in the device lists of one appservice."""
@@ -249,12 +235,6 @@ async def change_keys(conn: Connection, changes: Mapping[DeviceKey, KeyChange]) 
     )
 
 
-async def delete_devices(conn: Connection, keys: Sequence[DeviceKey]) -> None:
-    """Nothing that was routed for these devices so far, and is not sealed, is for anybody."""
-    columns = [list(column) for column in zip(*keys, strict=True)]
-    await conn.execute(DELETE_DEVICES, *columns)
-
-
 async def forget_devices(conn: Connection, keys: Sequence[DeviceKey]) -> None:
     """These devices are told of no more."""
     columns = [list(column) for column in zip(*keys, strict=True)]
@@ -311,11 +291,6 @@ async def ack(conn: Connection, appservice_id: str, *, number: int) -> None:
     """
     await conn.execute(ACK_LISTS, appservice_id, number)
     await conn.execute(ACK_KEYS, appservice_id, number)
-
-
-async def delete_marked(conn: Connection, appservice_id: str, *, sealed_to: int) -> None:
-    """Forget deletions of devices of which nothing waits any more."""
-    await conn.execute(DELETE_MARKED, appservice_id, sealed_to)
 
 
 async def _recount(conn: Connection, rows: Sequence[asyncpg.Record]) -> list[DeviceKeys] | None:

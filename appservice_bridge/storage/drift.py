@@ -1,17 +1,18 @@
 """What differs in Synapse's database from what triggers and readers need."""
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from asyncpg import Record
 
 from appservice_bridge.blueprint.files import capture_functions
 from appservice_bridge.domain.capture import TRIGGERS
-from appservice_bridge.domain.synapse_tables import COLUMNS
+from appservice_bridge.domain.synapse_tables import COLUMNS, POLLED_COLUMNS
 from appservice_bridge.storage import grants
 from appservice_bridge.storage.database import Connection
+from appservice_bridge.storage.grants import Right
 
 _FUNCTION: Final = re.compile(
     r"create or replace function appservice_bridge\.(\w+)\(\)(.*?)\nas \$\$(.*?)\$\$;", re.DOTALL
@@ -23,6 +24,10 @@ NOT_OURS: Final = "is not as it was made"  # TRIGGERS_FOUND says so, too
 DROP_FIRST: Final = f"the owner of the table must drop it; then {INSTALL}"
 OTHER_RELEASE: Final = (
     "it is left out; run a release of the bridge that knows this Synapse, or mend the table"
+)
+UNTIL_THEN: Final = (
+    "until then a device that is deleted and made again within half a second may get what was for "
+    "the one before"
 )
 
 MISSING_COLUMNS: Final = """
@@ -115,11 +120,18 @@ def functions_of_release() -> dict[str, Function]:
 
 
 async def problems(conn: Connection, *, triggers: bool) -> list[Problem]:
-    """All that is wrong now; with `triggers` they have to be there, too."""
-    found = [*await _columns(conn)]
-    found += await _rights(conn, {problem.unreadable for problem in found})
+    """All that is wrong now; with `triggers` they have to be there, too.
+
+    Where polling is at work, for whatever reason, also what it has to do without.
+    """
+    found = [*await _columns(conn, COLUMNS)]
+    found += await _rights(conn, found, await grants.rights(conn))
     if triggers:
         found += [*await _functions(conn), *await _triggers(conn)]
+    if found or not triggers:
+        polled = [*await _columns(conn, POLLED_COLUMNS)]
+        polled += await _rights(conn, polled, await grants.rights_of_polling(conn))
+        found += [replace(one, mend=f"{one.mend}; {UNTIL_THEN}") for one in polled]
     return found
 
 
@@ -129,10 +141,10 @@ async def schema_version(conn: Connection) -> int | None:
     return version
 
 
-async def _columns(conn: Connection) -> list[Problem]:
+async def _columns(conn: Connection, expected: Mapping[str, Mapping[str, str]]) -> list[Problem]:
     wanted = [
         (table, column, type_)
-        for table, columns in COLUMNS.items()
+        for table, columns in expected.items()
         for column, type_ in columns.items()
     ]
     rows = await conn.fetch(MISSING_COLUMNS, *map(list, zip(*wanted, strict=True)))
@@ -151,9 +163,12 @@ async def _columns(conn: Connection) -> list[Problem]:
     return list(faults.values())
 
 
-async def _rights(conn: Connection, unreadable: set[str | None]) -> list[Problem]:
+async def _rights(
+    conn: Connection, known: Sequence[Problem], needed: Sequence[Right]
+) -> list[Problem]:
     """What must be read and may not; a trigger that is there needs no right any more."""
-    absent = [right for right in await grants.rights(conn) if not right.held]
+    unreadable = {problem.unreadable for problem in known}
+    absent = [right for right in needed if not right.held]
     return [
         Problem(
             what=f"the right to read {right.name} is gone",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from appservice_bridge.domain import capture
-from appservice_bridge.domain.capture import CAPTURED, READ
+from appservice_bridge.domain.capture import CAPTURED, POLLED, READ
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.storage.database import Connection
 
@@ -19,6 +19,9 @@ READING: Final[tuple[Needed, ...]] = (
 )
 CAPTURING: Final[tuple[Needed, ...]] = tuple(
     ("table", f"public.{table}", "TRIGGER") for table in CAPTURED
+)
+POLLING: Final[tuple[Needed, ...]] = tuple(
+    ("table", f"public.{table}", "SELECT") for table in POLLED
 )
 CLEANING: Final[tuple[Needed, ...]] = tuple(
     ("table", f"public.{table}", privilege) for table, privilege in capture.CLEANING
@@ -96,11 +99,25 @@ class Right:
         return f"{self.privilege} ON {self.kind.upper()} {self.name}"
 
 
-async def rights(conn: Connection, *, triggers: bool = True, cleaning: bool = False) -> list[Right]:
-    """What the bridge needs: to read, to put its triggers up, to clean the inbox."""
+async def rights(
+    conn: Connection, *, triggers: bool = True, cleaning: bool = False, polling: bool = False
+) -> list[Right]:
+    """What the bridge needs: to read, to put its triggers up, to clean the inbox.
+
+    And what is of use to polling, which may take over from triggers: it goes on without.
+    """
     return await _held(
-        conn, READING + (CAPTURING if triggers else ()) + (CLEANING if cleaning else ())
+        conn,
+        READING
+        + (POLLING if polling else ())
+        + (CAPTURING if triggers else ())
+        + (CLEANING if cleaning else ()),
     )
+
+
+async def rights_of_polling(conn: Connection) -> list[Right]:
+    """What polling can do without."""
+    return await _held(conn, POLLING)
 
 
 async def grants(conn: Connection, of: Iterable[Right]) -> list[str]:

@@ -70,7 +70,9 @@ with dropped as (
       from (select * from outbox
              where appservice_id = $1 and position > $2 order by position limit $3) next
       join deleted_device d using (appservice_id, user_id, device_id)
-     where next.kind = 'to_device' and next.position <= d.upto
+     where next.kind = 'to_device'
+       and (next.position <= d.upto
+            or next.position <= d.needed_to and next.stream_id <= d.inbox_upto)
        and o.appservice_id = next.appservice_id and o.position = next.position
     returning octet_length(next.payload) as bytes
 )

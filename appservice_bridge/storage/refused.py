@@ -27,7 +27,10 @@ with dead as (
     select $1, kind, $4, user_id, device_id, stream_id, payload,
            not exists (select from deleted_device d
                         where d.appservice_id = $1 and d.user_id = dead.user_id
-                          and d.device_id = dead.device_id and dead.position <= d.upto),
+                          and d.device_id = dead.device_id
+                          and (dead.position <= d.upto
+                               or dead.position <= d.needed_to
+                                  and dead.stream_id <= d.inbox_upto)),
            $5, $6, $7, $8 from dead
 )
 select kind, octet_length(payload) as bytes from dead

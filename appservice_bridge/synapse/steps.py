@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from appservice_bridge.blueprint import capture, roles, seeding, versions
 from appservice_bridge.blueprint.files import capture_functions, known_migrations
-from appservice_bridge.domain.capture import CLEANING, READ, Trigger
+from appservice_bridge.domain.capture import CLEANING, POLLED, READ, Trigger
 from appservice_bridge.domain.owners import Owners
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def grant(txn: "LoggingTransaction", role: str, deletes: bool) -> int:
         deletes: it cleans the inbox, too.
     """
     _run(txn, capture.BEGIN)
-    needed = [(table, "SELECT") for table in READ] + list(CLEANING if deletes else ())
+    needed = [(table, "SELECT") for table in READ + POLLED] + list(CLEANING if deletes else ())
     tables, privileges = (list(column) for column in zip(*needed, strict=True))
     found = _rows(txn, roles.LACKING, role, tables, privileges)
     grants = [statement for (statement,) in found]

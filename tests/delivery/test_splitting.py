@@ -204,26 +204,72 @@ async def test_what_is_sealed_is_shown_in_the_order_it_is_sent(
     assert shown == sent
 
 
-@pytest.mark.parametrize(("upto", "redrivable"), [(1, True), (2, False)])
+async def messages(conn: Connection, stream_ids: list[int]) -> None:
+    """Messages to one device, from position 1 on."""
+    await conn.execute(
+        "insert into outbox (appservice_id, position, kind, user_id, device_id, stream_id,"
+        "                    captured_at, payload)"
+        " select 'bot', n, 'to_device', '@b_1', 'DEV', stream_id, now(), '{}'::text::bytea"
+        "   from unnest($1::bigint[]) with ordinality as m(stream_id, n)",
+        stream_ids,
+    )
+    await conn.execute("update outbox_head set position = $1", len(stream_ids))
+
+
+@pytest.mark.parametrize(
+    ("mark", "redrivable"),
+    [
+        ("upto = 1", True),
+        ("upto = 2", False),
+        ("inbox_upto = 8, needed_to = 2", True),
+        ("inbox_upto = 9, needed_to = 2", False),
+        ("inbox_upto = 9, needed_to = 1", True),
+    ],
+)
 async def test_what_was_for_the_next_device_of_a_name_can_be_put_back(
-    db: Database, intake: Intake, upto: int, redrivable: bool
+    db: Database, intake: Intake, mark: str, redrivable: bool
 ) -> None:
     del intake
     policy, lease = DeliveryPolicy(), await claimed(db)
     async with db.transaction() as conn:
-        await conn.execute(
-            "insert into outbox (appservice_id, position, kind, user_id, device_id, captured_at,"
-            "                    payload)"
-            " select 'bot', n, 'to_device', '@b_1', 'DEV', now(), '{}'::text::bytea"
-            "   from generate_series(1, 2) n"
-        )
-        await conn.execute("update outbox_head set position = 2")
-        mark = "insert into deleted_device values ('bot', '@b_1', 'DEV', $1)"
-        await conn.execute(mark, 1)
+        await messages(conn, [8, 9])
+        await conn.execute("insert into deleted_device values ('bot', '@b_1', 'DEV', 1)")
     one = await seal(db, lease, policy)
     assert one.items == 1
     async with db.transaction() as conn:
-        await conn.execute("update deleted_device set upto = $1", upto)
+        await conn.execute(f"update deleted_device set {mark}")
         grounds = Grounds(answer=Answer(status=400, errcode=None, text=""))
         await replace_refused(conn, lease, policy, one, Replacement.BURIED_ITEM, grounds)
         assert await conn.fetchval("select redrivable from dead_letter") is redrivable
+
+
+async def test_case_27_a_seal_empties_what_is_in_the_inbox_up_to_the_mark_and_no_more(
+    db: Database, intake: Intake
+) -> None:
+    """In whatever order they were routed; nor what was sealed, nor what is routed later."""
+    del intake
+    policy, lease = DeliveryPolicy(max_items=1), await claimed(db)
+    whole = DeliveryPolicy()
+    async with db.transaction() as conn:
+        await messages(conn, [5, 9, 6, 7, 3])
+    first = await seal(db, lease, policy)
+    async with db.transaction() as conn:
+        await conn.execute(
+            "insert into deleted_device values ('bot', '@b_1', 'DEV', 0, $1, $2)", 6, 4
+        )
+        await sealed.ack(conn, lease, first, status=200)
+    second = await seal(db, lease, whole)
+    async with db.transaction() as conn:
+        kinds = await conn.fetch("select kind from outbox order by position")
+        await sealed.ack(conn, lease, second, status=200)
+        assert await sealing.owed(conn, lease, whole, await lanes.hold(conn, lease)) is None
+        assert await conn.fetchval("select count(*) from deleted_device") == 0
+        dropped = "select items from ledger where outcome = 'dropped'"
+        assert await conn.fetchval(dropped) == 1
+    assert [row["kind"] for row in kinds] == [
+        "to_device",  # 5, sealed before
+        "to_device",  # 9, of the new device, though routed first
+        "dropped",  # 6
+        "to_device",  # 7
+        "to_device",  # 3 came behind the mark
+    ]

@@ -186,3 +186,44 @@ async def test_case_27_a_deleted_device_gets_nothing_that_came_before_and_all_th
     assert marks == [(BOT, "DEV", 0 if together else 2)]
     assert await outbox(pg) == ([2, 3] if together else [1, 2, 3])  # 1 is emptied at the seal
     assert await rows(pg, KEYS) == []
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_case_27_an_inbox_deleted_up_to_there_leaves_the_new_device_all_that_is_its_own(
+    pg: Connection, intake: Intake, together: bool
+) -> None:
+    """Also what was routed before it was known that the device is another one; and its keys."""
+
+    async def step() -> None:
+        if not together:
+            await intake.consume_once()
+
+    for n in (1, 3, 4):
+        await capture(pg, BOT, n)
+    await capture(pg, "@b_2:example.org", 2)
+    await captured(pg, "device_keys", user_id=BOT, device_id="DEV")
+    await step()
+    for upto in (3, 2):  # the one that reaches less far takes nothing back
+        await captured(pg, "inbox_deleted", user_id=BOT, device_id="DEV", stream_id=upto)
+        await step()
+    await capture(pg, BOT, 5)
+    await intake.consume_once()
+    marks = "select user_id, upto, inbox_upto, needed_to from appservice_bridge.deleted_device"
+    assert await rows(pg, marks) == [(BOT, 0, 3, 0 if together else 4)]
+    assert await outbox(pg) == ([4, 2, 5] if together else [1, 3, 4, 2, 5])  # emptied at the seal
+    assert await rows(pg, KEYS) == [("bot", BOT, "DEV", True, None, None)]
+
+
+async def test_case_27_a_letter_for_a_device_that_was_another_one_cannot_be_redriven(
+    pg: Connection, intake: Intake
+) -> None:
+    await pg.execute(
+        "insert into appservice_bridge.dead_letter"
+        " (appservice_id, kind, reason, user_id, device_id, stream_id, redrivable)"
+        " select 'bot', 'to_device', 'refused', $1, 'DEV', n, true from generate_series(1, 2) n",
+        BOT,
+    )
+    await captured(pg, "inbox_deleted", user_id=BOT, device_id="DEV", stream_id=1)
+    await intake.consume_once()
+    letters = "select stream_id, redrivable from appservice_bridge.dead_letter order by 1"
+    assert await rows(pg, letters) == [(1, False), (2, True)]

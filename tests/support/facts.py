@@ -14,6 +14,7 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 SCHEMA = "storage/schema/main/full_schemas/72/full.sql.postgres"
 COUNTS = "count_e2e_one_time_keys"
+DELTAS = ("80/02_scheduled_tasks.sql", "82/02_scheduled_tasks_index.sql")
 VERSIONS = "storage/schema/common/schema_version.sql"
 
 
@@ -22,6 +23,8 @@ async def make_synapse_tables(pg: Connection) -> None:
     await pg.execute("set search_path = public")
     await pg.execute((files("synapse") / SCHEMA).read_text())
     await pg.execute((files("synapse") / VERSIONS).read_text())
+    for delta in DELTAS:
+        await pg.execute((files("synapse") / "storage/schema/main/delta" / delta).read_text())
     await pg.execute("reset search_path")
     await pg.execute("insert into public.stream_positions values ('to_device', 'master', 0)")
     await pg.execute(
