@@ -36,6 +36,15 @@ from tests.support.load import breaches, judge, send_all, sending
 
 OURS = "select count(*) from pg_trigger where tgname like 'appservice_bridge%%'"
 MODE = "select mode, cardinality(problems) from appservice_bridge.capture_state"
+WAITING = "select count(*) from appservice_bridge.outbox where user_id = %s"
+LAST_WAITING = (
+    f"{WAITING} and stream_id = (select max(stream_id) from device_inbox d"
+    "                             where d.user_id = outbox.user_id)"
+)
+TASKS = (
+    "select count(*) from appservice_bridge.taken_deletion t"
+    "  join public.scheduled_tasks s on s.id = t.task_id where s.params::json->>'user_id' = %s"
+)
 MESSAGES = 300
 
 
@@ -129,6 +138,39 @@ async def test_polling_sees_new_devices_and_that_one_was_deleted(
         lab.answer = lambda _: (200, {}, b"{}")
         entries = await got(lab, 2, puppet)
     assert [entry["content"]["n"] for entry in entries] == [1, 3]
+
+
+async def test_case_27_polling_tells_a_device_that_is_made_again_in_one_breath_from_the_old_one(
+    unwatched: Homeserver, client: Client, fresh: str
+) -> None:
+    """Twice between two looks, and what is for the one before was read by then."""
+    sender = await client.person(f"{fresh}_sender")
+    keeper = await client.puppet("lab", f"lab_{fresh}_keeper")
+    puppet = await client.puppet("lab", f"lab_{fresh}")
+    token = unwatched.appservices["lab"].as_token
+    async with watching(unwatched) as lab:
+        lab.answer = lambda _: (500, {}, b"")
+        await client.send(sender, {keeper.user_id: {"DEV": {"n": 1}}})
+        await lab.until(lambda: any(keeper.user_id.encode() in r.body for r in lab.requests))
+        await client.send(sender, {puppet.user_id: {"DEV": {"n": 2}}})
+        await seen_in(unwatched, WAITING, puppet.user_id, at_least=1)
+        for n in (3, 4):
+            await client.call("DELETE", f"/devices/DEV?user_id={puppet.user_id}", token)
+            await client.log_in("lab", puppet.user_id, "DEV")
+            await client.send(sender, {puppet.user_id: {"DEV": {"n": n}}})
+        await seen_in(unwatched, TASKS, puppet.user_id, at_least=2)
+        await client.send(sender, {puppet.user_id: {"DEV": {"n": 5}}})  # behind both in the log
+        await seen_in(unwatched, LAST_WAITING, puppet.user_id, at_least=1)
+        lab.answer = lambda _: (200, {}, b"{}")
+        entries = await got(lab, 3, keeper, puppet)
+    assert [entry["content"]["n"] for entry in entries] == [1, 4, 5]
+
+
+async def seen_in(of: Homeserver, count: str, user_id: str, *, at_least: int) -> None:
+    """Wait until so many rows are there."""
+    async with asyncio.timeout(60):
+        while of.rows(count, user_id)[0][0] < at_least:
+            await asyncio.sleep(0.1)
 
 
 @pytest.fixture(scope="module")

@@ -105,6 +105,19 @@ async def add_device(pg: Connection, user: str, device: str) -> None:
     )
 
 
+async def schedule_deletion(
+    pg: Connection, user: str, upto: int, task_id: str, *, at: str = "clock_timestamp()"
+) -> None:
+    """What Synapse writes when it deleted a device that had messages: the last of them."""
+    await pg.execute(
+        "insert into public.scheduled_tasks (id, action, status, timestamp, resource_id, params)"
+        " values ($1, 'delete_device_messages', 'scheduled',"
+        f"        extract(epoch from {at}) * 1000, 'DEV', $2)",
+        task_id,
+        json.dumps({"user_id": user, "device_id": "DEV", "up_to_stream_id": upto}),
+    )
+
+
 async def capture(pg: Connection, user: str, stream_id: int, body: bytes | None = None) -> None:
     """A row of the log, as the trigger would have written it."""
     await pg.execute(
