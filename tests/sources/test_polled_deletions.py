@@ -19,6 +19,7 @@ from appservice_bridge.storage.database import Database, connect
 from tests.support.facts import (
     Connection,
     add_device,
+    attach,
     change_device,
     make_synapse_tables,
     schedule_deletion,
@@ -182,6 +183,28 @@ async def test_a_task_is_read_once_however_often_synapse_stamps_it(
     assert await deletions(pg) == []
 
 
+@pytest.mark.parametrize("at", ["now() - interval '1 hour'", "now() + interval '1 hour'"])
+async def test_tasks_are_read_on_from_the_last_but_no_further_than_our_own_clock(
+    pg: Connection, db: Database, polling: Polling, at: str
+) -> None:
+    """Also where theirs ran ahead, and is set back; and what is within a minute is read again."""
+    polled = "select polled from appservice_bridge.stream_floor where stream = 'scheduled_tasks'"
+    await schedule_deletion(pg, BOT, 1, "task", at=at)
+    await polling.poll_once()
+    assert await pg.fetchval(polled) is None  # what is read is not taken yet, until it is
+    await polling.poll_once()
+    now = "extract(epoch from now())"
+    seconds = await pg.fetchval(f"select extract(epoch from least({at}, now()))")
+    assert abs(await pg.fetchval(polled) / 1000 - float(seconds)) < 60
+    assert await pg.fetchval(polled) / 1000 <= await pg.fetchval(f"select {now}")
+    async with db.transaction() as conn:
+        assert await inbox_deletions.fresh(conn, limit=10) == ()
+    late = f"{at} - interval '50 seconds'" if "-" in at else "now() - interval '5 seconds'"
+    await schedule_deletion(pg, BOT, 2, "late", at=late)
+    await polling.poll_once()
+    assert [upto for _, _, upto in await deletions(pg)] == [1, 2]
+
+
 async def test_workers_that_look_at_once_take_each_task_once(
     pg: Connection, db: Database, polling: Polling
 ) -> None:
@@ -296,10 +319,14 @@ async def test_where_the_tasks_cannot_be_read_polling_goes_on_and_it_is_said_onc
 
 
 async def test_triggers_do_without_the_tasks(pg: Connection, db: Database) -> None:
-    await make_synapse_tables(pg)
+    await attach(pg)
     await pg.execute("alter table public.scheduled_tasks rename to another")
+    polling = Polling(db, server_name="example.org")
+    with capture_logs() as logs:
+        state = await DriftGuard(db, polling, wanted=CaptureMode.TRIGGERS).look()
+    assert (state.mode, state.problems) == (CaptureMode.TRIGGERS, ())
+    assert [line["event"] for line in logs] == ["capture.mode"]
     async with db.transaction() as conn:
-        await inbox_deletions.set_floor(conn)
         assert await inbox_deletions.forget_taken(conn, batch=10) == 0
 
 
