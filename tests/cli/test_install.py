@@ -257,6 +257,27 @@ async def test_polling_needs_no_right_but_to_read_and_makes_no_trigger(
     assert (code, err) == (0, "")
 
 
+async def test_polling_does_without_synapse_s_tasks_and_doctor_says_what_it_then_misses(
+    synapse_owner: Connection, files: Files
+) -> None:
+    text = files.config.read_text()
+    files.config.write_text(text.replace("capture: triggers", "capture: polling"))
+    config = ("--config", str(files.config))
+    _, grants, _ = await command("install", "--print-grants", *config)
+    tasks = next(line for line in grants.splitlines() if "public.scheduled_tasks" in line)
+    assert tasks.startswith("GRANT SELECT ON TABLE")
+    await synapse_owner.execute(grants.replace(tasks, ""))
+    for step in ("migrate", "install"):
+        assert (await command(step, *config))[0] == 0
+    _, out, err = await command("doctor", *config)
+    said = " ".join((out + err).split())
+    assert f"the owner of the homeserver's database must run {tasks}" in said
+    assert "a device that is deleted and made again within half a second" in said
+    await synapse_owner.execute(tasks)
+    _, out, err = await command("doctor", *config)
+    assert "scheduled_tasks" not in out + err
+
+
 async def until_routed(pg: Connection, wanted: list[int]) -> None:
     """Wait until these messages are on their way."""
     async with asyncio.timeout(60):
