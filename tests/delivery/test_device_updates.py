@@ -10,8 +10,9 @@ import pytest
 
 from tests.support.appservice import Appservice, appservice
 from tests.support.bridge import Files, registration, worker, write_files
-from tests.support.facts import Connection, attach, capture, relay
+from tests.support.facts import Connection, attach, capture, relay, wait_until
 
+ALL_ROUTED: Final = "select not exists (select from appservice_bridge.capture_log)"
 BOT: Final = "@b_1:example.org"
 FRIEND: Final = "@friend:elsewhere.org"
 LISTS: Final = "org.matrix.msc3202.device_lists"
@@ -238,10 +239,11 @@ async def test_case_27_what_is_not_sealed_is_dropped_and_what_is_sealed_does_not
         for n in (2, 3):
             await capture(pg, BOT, n)
         await capture(pg, "@b_2:example.org", 4)
-        await asyncio.sleep(0.3)
+        await wait_until(pg, ALL_ROUTED)
         await pg.execute("delete from public.devices where user_id = $1", BOT)
         await device(pg, BOT, "DEV")
         await capture(pg, BOT, 5)
+        await wait_until(pg, ALL_ROUTED)
         bot.answer = lambda _: (200, {}, b"{}")
         await bot.until(lambda: len(bot.to_device) >= 3)
     numbers = [item["content"]["n"] for item in bot.to_device]
