@@ -16,6 +16,8 @@ from appservice_bridge.dev.postgres import EmbeddedPostgres
 from appservice_bridge.storage.migrations import migrate
 
 TEMPLATE: Final = "migrated"
+# By default newer releases copy through the WAL; older ones know only this way.
+FROM_15_ON: Final = " strategy file_copy"
 MEMORY: Final = Path("/dev/shm")
 ROOM_IN_MEMORY_BYTES: Final = 1_000_000_000
 numbers = itertools.count(1)
@@ -38,7 +40,7 @@ def postgres_server(pytestconfig: pytest.Config) -> Iterator[EmbeddedPostgres]:
 def database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
     """The DSN of a database that is migrated and empty."""
     name = f"test_{next(numbers)}"
-    _as_superuser(postgres_server, f"create database {name} template {TEMPLATE} strategy file_copy")
+    _as_superuser(postgres_server, f"create database {name} template {TEMPLATE}", FROM_15_ON)
     yield postgres_server.dsn(name)
     _as_superuser(postgres_server, f"drop database if exists {name} with (force)")
 
@@ -66,10 +68,11 @@ async def _make_template(server: EmbeddedPostgres) -> None:
         await connection.close()
 
 
-def _as_superuser(server: EmbeddedPostgres, statement: str) -> None:
+def _as_superuser(server: EmbeddedPostgres, statement: str, from_15_on: str = "") -> None:
     connection = psycopg2.connect(server.dsn())
     connection.autocommit = True
     try:
-        connection.cursor().execute(statement)
+        more = from_15_on if connection.server_version >= 150000 else ""
+        connection.cursor().execute(statement + more)
     finally:
         connection.close()
