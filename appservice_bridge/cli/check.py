@@ -11,7 +11,13 @@ import typer
 from appservice_bridge.config.environment import CONFIG_VARIABLE
 from appservice_bridge.config.faults import ConfigError, Fault
 from appservice_bridge.config.loading import Loaded, load
-from appservice_bridge.domain.supported import NEWEST_SYNAPSE, OLDEST_SYNAPSE
+from appservice_bridge.config.model import EMBEDDED
+from appservice_bridge.domain.supported import (
+    NEWEST_POSTGRES,
+    NEWEST_SYNAPSE,
+    OLDEST_POSTGRES,
+    OLDEST_SYNAPSE,
+)
 
 JSON_VERSION: Final = 1
 
@@ -61,9 +67,12 @@ def _summary(config: Path, loaded: Loaded) -> str:
     noun = "registration" if count == 1 else "registrations"
     ids = ", ".join(registration.id for registration in loaded.registrations)
     sound = f"{config}: sound, {count} {noun}{': ' if ids else ''}{ids}"
-    if loaded.config.homeserver.kind != "synapse":
+    if loaded.config.database == EMBEDDED:
         return sound
-    return f"{sound}\nworks with Synapse {OLDEST_SYNAPSE} to {NEWEST_SYNAPSE}"
+    postgres = f"Postgres {OLDEST_POSTGRES} to {NEWEST_POSTGRES}"
+    if loaded.config.homeserver.kind != "synapse":
+        return f"{sound}\nworks with {postgres}"
+    return f"{sound}\nworks with Synapse {OLDEST_SYNAPSE} to {NEWEST_SYNAPSE} on {postgres}"
 
 
 def _as_json(faults: Iterable[Fault], warnings: Iterable[Fault]) -> str:

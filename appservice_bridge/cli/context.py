@@ -67,7 +67,7 @@ async def with_database(of: Loaded, work: Callable[[Database], Awaitable[_Result
     """Do some work on the bridge's database, in as many DB transactions as it likes.
 
     Raises:
-        SchemaTooNewError, SchemaOutdatedError: the schema is not this release's.
+        PostgresTooOldError, SchemaTooNewError, SchemaOutdatedError: not for this release.
     """
     with reachable(of) as dsn:
         async with Database.open(dsn, max_connections=1) as database:

@@ -10,6 +10,7 @@ from appservice_bridge.doctor.finding import Finding, Level
 from appservice_bridge.doctor.homeserver import skew
 from appservice_bridge.domain.capture import TRIGGERS, CaptureMode
 from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.domain.supported import NEWEST_POSTGRES, OLDEST_POSTGRES
 from appservice_bridge.storage import (
     capture_state,
     drift,
@@ -27,9 +28,12 @@ LONG_FAILING_SECONDS: Final = 600.0
 
 
 async def database(conn: Connection, of: Loaded) -> list[Finding]:
-    """What is wrong in the database; nothing more is looked at where the schema is missing."""
+    """What is wrong in the database; nothing more is looked at where the bridge cannot run."""
     try:
         await migrations.require_current(conn)
+    except migrations.PostgresTooOldError as error:
+        mend = f"upgrade to Postgres {OLDEST_POSTGRES} or newer, up to {NEWEST_POSTGRES}"
+        return [Finding(code="postgres_old", what=str(error), mend=mend)]
     except migrations.SchemaOutdatedError as error:
         mend = "run `appservice-bridge migrate`"
         return [Finding(code="schema", what=error.told, mend=mend)]
@@ -37,12 +41,24 @@ async def database(conn: Connection, of: Loaded) -> list[Finding]:
         mend = "use the release that migrated it, or a newer one"
         return [Finding(code="schema", what=str(error), mend=mend)]
     found = [*skew("the database's clock", await storage.clock_ahead_seconds(conn))]
+    found += _newer(storage.major_release(conn))
     if CaptureMode(of.config.homeserver.capture) is not CaptureMode.NONE:
         found += await _capture(conn, of)
     if of.registrations and not await leases.live_workers(conn):
         mend = "start one with `appservice-bridge run`"
         found.append(Finding(code="no_worker", what="no worker is running", mend=mend))
     return [*found, *_lanes(await overview.lanes(conn))]
+
+
+def _newer(release: int) -> Iterator[Finding]:
+    if release > NEWEST_POSTGRES:
+        yield Finding(
+            code="postgres_new",
+            what=f"Postgres {release} is newer than what this release is tested with",
+            mend="look for a newer release of the bridge; this one knows"
+            f" {OLDEST_POSTGRES} to {NEWEST_POSTGRES}",
+            level=Level.DOUBT,
+        )
 
 
 async def _capture(conn: Connection, of: Loaded) -> list[Finding]:

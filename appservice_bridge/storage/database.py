@@ -167,6 +167,11 @@ async def clock_ahead_seconds(conn: Connection) -> float:
     return theirs - (asked_at + time.time()) / 2
 
 
+def major_release(conn: Connection) -> int:
+    """Which Postgres it is, as of 14 for 14.23."""
+    return conn.get_server_version().major
+
+
 def _cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

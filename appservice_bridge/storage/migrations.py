@@ -19,7 +19,8 @@ from appservice_bridge.blueprint.versions import (
     works_from,
 )
 from appservice_bridge.domain.errors import BridgeError
-from appservice_bridge.storage.database import Connection
+from appservice_bridge.domain.supported import NEWEST_POSTGRES, OLDEST_POSTGRES
+from appservice_bridge.storage.database import Connection, major_release
 
 _MADE_BY_ANOTHER: Final = (
     asyncpg.UniqueViolationError,
@@ -32,6 +33,16 @@ MISSING_GRANT: Final = """
 -- migrations.missing_grant
 select format('GRANT CREATE ON DATABASE %I TO %I;', current_database(), current_user)
 """
+
+
+class PostgresTooOldError(BridgeError):
+    """The server is of a release that the bridge does not work with; it must be upgraded."""
+
+    def __init__(self, found: int) -> None:
+        super().__init__(
+            f"this is Postgres {found}: the bridge works with {OLDEST_POSTGRES} to"
+            f" {NEWEST_POSTGRES}; upgrade the server first"
+        )
 
 
 class SchemaForbiddenError(BridgeError):
@@ -68,11 +79,12 @@ async def pending(conn: Connection) -> list[int]:
 
 
 async def require_current(conn: Connection) -> None:
-    """Refuse a database whose schema this release cannot work on.
+    """Refuse a database that this release cannot work on.
 
     Raises:
-        SchemaTooNewError, SchemaOutdatedError: as their texts say.
+        PostgresTooOldError, SchemaTooNewError, SchemaOutdatedError: as their texts say.
     """
+    _require_release(conn)
     if missing := await pending(conn):
         raise SchemaOutdatedError(missing)
 
@@ -83,8 +95,10 @@ async def migrate(conn: Connection) -> list[int]:
     Two at once: the second waits for the table lock and finds nothing left to do.
 
     Raises:
+        PostgresTooOldError: nothing is made there.
         SchemaTooNewError: as `pending` says.
     """
+    _require_release(conn)
     await _ensure_schema(conn)
     async with conn.transaction():
         await conn.execute("set local search_path = appservice_bridge")
@@ -100,6 +114,11 @@ async def migrate(conn: Connection) -> list[int]:
             if (oldest := works_from(text)) is not None:
                 await conn.execute(RECORD_WORKS_FROM, number, oldest)
     return numbers
+
+
+def _require_release(conn: Connection) -> None:
+    if (found := major_release(conn)) < OLDEST_POSTGRES:
+        raise PostgresTooOldError(found)
 
 
 async def _ensure_schema(conn: Connection) -> None:

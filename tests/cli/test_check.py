@@ -20,14 +20,19 @@ def test_a_sound_config_is_one_line_and_exit_0(run: Run, directory: Directory) -
     assert result.stdout.splitlines()[0] == "config.yaml: sound, 1 registration: my-bot"
 
 
-def test_the_releases_of_synapse_that_it_works_with_are_named(
+def test_the_releases_of_synapse_and_postgres_that_it_works_with_are_named(
     run: Run, directory: Directory
 ) -> None:
     result = run("check", "--config", "config.yaml")
-    assert result.stdout.splitlines()[1:] == ["works with Synapse 1.143.0 to 1.163.2"]
+    assert result.stdout.splitlines()[1:] == [
+        "works with Synapse 1.143.0 to 1.163.2 on Postgres 14 to 18"
+    ]
     directory.config(MINIMAL + "  kind: generic\n")
     generic = run("check", "--config", "config.yaml")
-    assert (generic.exit_code, len(generic.stdout.splitlines())) == (0, 1)
+    assert generic.stdout.splitlines()[1:] == ["works with Postgres 14 to 18"]
+    of_its_own = MINIMAL.replace("postgresql://bridge@localhost/synapse", "embedded")
+    directory.config(of_its_own + "  kind: generic\n")
+    assert len(run("check", "--config", "config.yaml").stdout.splitlines()) == 1
 
 
 def test_every_fault_is_a_line_on_stderr_and_exit_1(run: Run, directory: Directory) -> None:

@@ -6,10 +6,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from appservice_bridge.doctor import database as doctor_database
 from appservice_bridge.doctor import homeserver
 from appservice_bridge.doctor.database import database as examined
 from appservice_bridge.doctor.finding import Finding, Level
-from appservice_bridge.storage import synapse
+from appservice_bridge.storage import migrations, synapse
 from appservice_bridge.storage.database import connect
 from tests.support.bridge import registration, worker, write_files
 from tests.support.facts import Connection, attach, make_synapse_tables
@@ -37,6 +38,23 @@ async def test_no_running_worker_is_found_and_a_running_one_is_not(
     assert [one.code for one in await examined(pg, of)] == ["no_worker"]
     async with worker(files):
         assert [one.code for one in await examined(pg, of)] == []
+
+
+async def test_a_postgres_of_another_release_is_found(
+    pg: Connection, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = write_files(tmp_path, database, [registration("bot", "http://127.0.0.1:9")]).load()
+    assert [one.code for one in await examined(pg, of)] == ["no_worker"]
+    release = pg.get_server_version().major
+    monkeypatch.setattr(doctor_database, "NEWEST_POSTGRES", release - 1)
+    new, _ = await examined(pg, of)
+    assert (new.code, new.level) == ("postgres_new", Level.DOUBT)
+    assert f"Postgres {release} is newer" in new.what
+    assert f"14 to {release - 1}" in new.mend
+    monkeypatch.setattr(migrations, "OLDEST_POSTGRES", release + 1)
+    (old,) = await examined(pg, of)
+    assert (old.code, old.level) == ("postgres_old", Level.FAULT)
+    assert "upgrade to Postgres 14 or newer" in old.mend
 
 
 async def test_a_capture_that_was_never_installed_is_one_finding(

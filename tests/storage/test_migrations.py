@@ -19,8 +19,10 @@ from appservice_bridge.blueprint.versions import (
     SchemaTooNewError,
     works_from,
 )
+from appservice_bridge.storage import migrations
 from appservice_bridge.storage.database import Connection, connect
 from appservice_bridge.storage.migrations import (
+    PostgresTooOldError,
     SchemaOutdatedError,
     migrate,
     pending,
@@ -142,6 +144,21 @@ async def test_a_database_that_was_never_migrated_is_refused(empty: Connection) 
         await require_current(empty)
     assert refused.value.pending == ALL
     assert await objects(empty) == []
+
+
+async def test_a_postgres_that_is_too_old_is_refused_before_anything_is_made(
+    empty: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = empty.get_server_version().major
+    monkeypatch.setattr(migrations, "OLDEST_POSTGRES", release + 1)
+    for refuses in (migrate, require_current):
+        with pytest.raises(PostgresTooOldError) as refused:
+            await refuses(empty)
+        told = f"this is Postgres {release}: the bridge works with {release + 1} to 18"
+        assert told in str(refused.value)
+    assert await objects(empty) == []
+    monkeypatch.setattr(migrations, "OLDEST_POSTGRES", release)
+    assert await migrate(empty) == ALL
 
 
 async def test_a_migration_that_is_pending_is_refused_until_it_is_applied(
