@@ -21,7 +21,7 @@ def synapse_python(pytestconfig: pytest.Config) -> str:
 
 
 @pytest.fixture(scope="package")
-def synapse(synapse_python: str) -> Iterator[Homeserver]:
+def synapse(synapse_python: str, pytestconfig: pytest.Config) -> Iterator[Homeserver]:
     """Synapse, Postgres and the bridge; which appservice is for what, its name says."""
     appservices = [
         registered("lab", users=["@lab_.*"]),
@@ -41,7 +41,7 @@ def synapse(synapse_python: str) -> Iterator[Homeserver]:
         ),
     ]
     with (
-        postgres_on_disk() as server,
+        postgres_on_disk(pytestconfig.getoption("postgres_binaries")) as server,
         homeserver(
             server, appservices, config=SMALL_TRANSACTIONS, python=synapse_python
         ) as running,

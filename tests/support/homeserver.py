@@ -112,11 +112,13 @@ class Homeserver:
 
 
 @contextmanager
-def postgres_on_disk(**settings: str) -> Iterator[EmbeddedPostgres]:
+def postgres_on_disk(
+    binaries: Path | None = None, /, **settings: str
+) -> Iterator[EmbeddedPostgres]:
     """A Postgres that really syncs, in a directory that is gone afterwards."""
     directory = Path(tempfile.mkdtemp(prefix="appservice-bridge-homeserver-"))
     try:
-        with EmbeddedPostgres(directory / "postgres", settings=settings) as server:
+        with EmbeddedPostgres(directory / "postgres", settings, binaries=binaries) as server:
             yield server
     finally:
         shutil.rmtree(directory, ignore_errors=True)
