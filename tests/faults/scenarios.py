@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from tests.faults.cutting import cut_connections, proxies
+from tests.faults.failing_over import fail_over, patroni
 from tests.faults.filling import fill_disk, small_disk
 from tests.faults.judging import Exempt
 from tests.faults.killing import (
@@ -145,6 +146,17 @@ _ALL: Final = (
         exempt=EXEMPT,
         seconds=45,
         short_seconds=8,
+    ),
+    Scenario(
+        name="patroni",
+        says="a Patroni cluster of three with a synchronous standby: switchover and failover by"
+        " patronictl; kill -9 of the primary and its Patroni at once, and of each alone; no worker"
+        " may end",
+        happens=fail_over,
+        around=patroni,
+        layout=Layout(kind="synapse", workers=2, appservices=2, streams=1, batch=100),
+        seconds=330,
+        short_seconds=0,
     ),
     Scenario(
         name="clocks-of-workers",

@@ -30,6 +30,7 @@ from tests.faults.sender import Task
 from tests.support import facts
 from tests.support.bridge import SERVER, registration
 from tests.support.ingesting import GENERIC
+from tests.support.patroni import Patroni
 
 ROOT: Final = Path(__file__).parents[2]
 COMMAND_LINE: Final = "appservice_bridge run"
@@ -115,6 +116,7 @@ class Stage:
         self.chance = chance
         self.kills: Counter[tuple[str, str]] = Counter()
         self.postgres = EmbeddedPostgres(directory / "postgres", {**POSTGRES, **layout.postgres})
+        self.cluster: Patroni | None = None  # instead of it, and runs already
         self.database_port: int | None = None  # another one than Postgres' own: a proxy's
         self.real_ports: dict[str, int] = {}
         self.appservice_ports: dict[str, int] = {}  # where workers find appservices: a proxy's
@@ -128,10 +130,18 @@ class Stage:
         for one in layout.ids:
             self.appservice_ports[one] = self.real_ports[one] = self._port().number
 
+    @property
+    def dsn(self) -> str:
+        """Where the database is."""
+        return self.postgres.dsn() if self.cluster is None else self.cluster.dsn()
+
     async def prepare(self) -> None:
         """The database and every file, before anything but Postgres runs."""
-        self.postgres.start()
-        pg = await asyncpg.connect(self.postgres.dsn())
+        if self.cluster is None:
+            self.postgres.start()
+        else:
+            await self.cluster.whole()
+        pg = await asyncpg.connect(self.dsn)
         try:
             await migrate(pg)
             await capturing.prepare(pg)
@@ -162,7 +172,7 @@ class Stage:
             every_seconds=layout.every_seconds,
             repeats=layout.repeats,
             poison_every=layout.poison_every,
-            database=self.postgres.dsn(),
+            database=self.dsn,
         )
         file = self.directory / f"sender_{number}.json"
         task.save(file)
@@ -219,7 +229,7 @@ class Stage:
 
     def heal(self) -> None:
         """Whatever does not run is started; whatever was stopped goes on."""
-        if not self.postgres.child.running:
+        if self.cluster is None and not self.postgres.child.running:
             self.start_postgres()
         for part in (*self.workers, *self.receivers.values()):
             if part.running:
@@ -306,7 +316,7 @@ class Stage:
 
     def _config(self, relay: LoopbackPort, admin: LoopbackPort) -> dict[str, Any]:
         own = self.postgres.port.number
-        dsn = self.postgres.dsn().replace(f":{own}/", f":{self.database_port or own}/")
+        dsn = self.dsn.replace(f":{own}/", f":{self.database_port or own}/")
         backoff = {"first_seconds": 0.1, "ceiling_seconds": 1.0}
         kind: dict[str, Any] = GENERIC
         if self.layout.kind == "synapse":
