@@ -25,10 +25,11 @@ dev: $(READY)         ## the same, and stays up until Ctrl-C
 test: $(READY)        ## needs nothing but the package index, and Chromium
 	$(BIN)/pytest $(SIDE_BY_SIDE)
 
+ON_POSTGRES ?= tests/storage tests/routing tests/sources
+
 test-system: $(READY) ## what needs the system's packages: the bridge on the system's Postgres
 	@test -x "$(POSTGRES)/initdb" || { echo "needs Debian's postgresql, or make POSTGRES=DIR"; exit 1; }
-	$(BIN)/pytest tests/storage tests/routing tests/sources --postgres-binaries "$(POSTGRES)" \
-	  $(SIDE_BY_SIDE)
+	$(BIN)/pytest $(ON_POSTGRES) --postgres-binaries "$(POSTGRES)" $(SIDE_BY_SIDE)
 
 # All of tests/homeserver but what asks about the bridge alone, or is long and has a shorter twin, and
 # the module, which is tested in the environment of the newest:
