@@ -4,9 +4,10 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
+    AsyncExitStack,
     asynccontextmanager,
     contextmanager,
     nullcontext,
@@ -29,6 +30,9 @@ Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 # database not there or closed (in the midst of a restore).
 _OUTAGE_CLASSES: Final = ("08", "53", "57", "58")
 _OUTAGE_CODES: Final = frozenset({"40001", "40P01", "55P03", "25006", "25P03", "3D000", "55000"})
+
+MOST_TRANSACTIONS: Final = 10
+MOST_STATEMENTS: Final = 6  # intake, the group commit, and lanes that build
 
 _SETTINGS: Final = {
     "application_name": "appservice_bridge",
@@ -235,7 +239,9 @@ async def _as_it_is(_conn: object) -> None:
 async def _pool(
     dsn: str,
     on_connect: Callable[[Connection], Awaitable[object]] | None,
-    max_connections: int,
+    *,
+    connections: tuple[int, int],
+    settings: Mapping[str, str],
 ) -> Pool:
     async def init(conn: Connection) -> None:
         if on_connect is not None:
@@ -245,12 +251,12 @@ async def _pool(
         return await asyncpg.create_pool(  # type: ignore[call-overload, no-any-return]
             dsn,
             connect=Hosts(dsn).connect,
-            min_size=1,
-            max_size=max_connections,
+            min_size=connections[0],
+            max_size=connections[1],
             init=init,
             reset=_as_it_is,
             max_queries=1_000_000_000,
-            server_settings=dict(_SETTINGS),
+            server_settings=dict(settings),
             command_timeout=40,  # the server's own limit comes first, where it is heard
         )
     except Exception as error:
@@ -259,7 +265,7 @@ async def _pool(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connections:
-    """Those of a pool, and how many there may be."""
+    """Those that there are, and how many there may be."""
 
     in_use: int
     idle: int
@@ -267,10 +273,15 @@ class Connections:
 
 
 class Database:
-    """A pool of connections to the bridge's database."""
+    """Connections to the bridge's database: for DB transactions, and for single statements.
 
-    def __init__(self, pool: Pool, dsn: str) -> None:
+    The single ones run all the time, and planning takes longer than most of them: they are planned
+    once in a session, for little and much alike. Each was seen to be right for both.
+    """
+
+    def __init__(self, pool: Pool, planned_once: Pool, dsn: str) -> None:
         self._pool = pool
+        self._planned_once = planned_once
         self._slots: AbstractAsyncContextManager[object] = nullcontext()
         self.dsn = dsn
 
@@ -281,24 +292,35 @@ class Database:
         dsn: str,
         *,
         on_connect: Callable[[Connection], Awaitable[object]] | None = None,
-        max_connections: int = 14,
+        max_connections: int = MOST_TRANSACTIONS,
     ) -> AsyncIterator[Self]:
-        """Open a pool for as long as the context lasts; each connection is shown to `on_connect`.
+        """Open pools for as long as the context lasts; each connection is shown to `on_connect`.
 
         Raises:
             DatabaseUnavailableError, DatabaseFaultError: the first connection fails.
         """
-        pool = await _pool(dsn, on_connect, max_connections)
-        try:
-            yield cls(pool, dsn)
-        finally:
-            pool.terminate()
+        async with AsyncExitStack() as stack:
+            pool = await _pool(
+                dsn, on_connect, connections=(1, max_connections), settings=_SETTINGS
+            )
+            stack.callback(pool.terminate)
+            planned_once = await _pool(
+                dsn,
+                on_connect,
+                connections=(0, MOST_STATEMENTS),
+                settings=_SETTINGS | {"plan_cache_mode": "force_generic_plan"},
+            )
+            stack.callback(planned_once.terminate)
+            yield cls(pool, planned_once, dsn)
 
     def connections(self) -> Connections:
         """How many there are now."""
-        idle = self._pool.get_idle_size()
+        pools = (self._pool, self._planned_once)
+        idle = sum(pool.get_idle_size() for pool in pools)
         return Connections(
-            in_use=self._pool.get_size() - idle, idle=idle, limit=self._pool.get_max_size()
+            in_use=sum(pool.get_size() for pool in pools) - idle,
+            idle=idle,
+            limit=sum(pool.get_max_size() for pool in pools),
         )
 
     def limited(self, most: int) -> Self:
@@ -313,6 +335,7 @@ class Database:
     def abandon(self) -> None:
         """Cut every connection: whatever waits for the database fails at once, from now on."""
         self._pool.terminate()
+        self._planned_once.terminate()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -334,9 +357,9 @@ class Database:
 
     @asynccontextmanager
     async def statement(self) -> AsyncIterator[Connection]:
-        """For one statement, which is a DB transaction of its own; the same errors."""
+        """For statements each of which is a DB transaction of its own; the same errors."""
         with named_errors():
-            async with self._slots, self._pool.acquire(timeout=10) as conn:
+            async with self._slots, self._planned_once.acquire(timeout=10) as conn:
                 try:
                     yield conn  # type: ignore[misc]
                 except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError):

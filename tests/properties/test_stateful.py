@@ -97,6 +97,13 @@ class CrashingDatabase(Database):
         if self.burns():  # it is committed, and nobody heard
             raise Crash
 
+    @asynccontextmanager
+    async def statement(self) -> AsyncIterator[Connection]:
+        async with super().statement() as conn:
+            yield Fused(conn, self)  # type: ignore[misc]
+        if self.burns():  # as above
+            raise Crash
+
 
 class Delivery(RuleBasedStateMachine):
     """What was sent to whom, and what each appservice made of it."""
