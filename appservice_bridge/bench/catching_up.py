@@ -39,9 +39,10 @@ class _Traffic:
         self._send = send
         self.sent = 0
 
-    async def send(self, conn: Connection, owner: str, number: int) -> None:
-        await self._send(conn, owner, number)
+    async def send(self, conn: Connection, owner: str, number: int) -> int:
+        began = await self._send(conn, owner, number)
         self.sent += 1
+        return began
 
     @asynccontextmanager
     async def flowing(self, dsn: str) -> AsyncIterator[None]:

@@ -74,7 +74,7 @@ class Server:
     order: Order = field(default_factory=Order)
     seen: Seen = field(default_factory=Seen)
     since_ns: int = 0
-    took_ns: list[int] = field(default_factory=list)
+    arrived_ns: list[tuple[int, int]] = field(default_factory=list)  # each was sent, and came
     hanging: int = 0
     known: set[tuple[str, str]] = field(default_factory=set)
     good_again: asyncio.Event = field(default_factory=asyncio.Event)
@@ -83,7 +83,7 @@ class Server:
         """Its routes: the appservices' own, the one homeserver's that workers ask, and /bench."""
         app = web.Application(client_max_size=2**30)
         app.router.add_get("/bench/seen", self._tell)
-        app.router.add_get("/bench/took", self._tell_times)
+        app.router.add_get("/bench/arrived", self._tell_times)
         app.router.add_post("/bench/order", self._obey)
         app.router.add_put("/{name}/_matrix/app/v1/transactions/{txn}", self._transaction)
         app.router.add_put("/_matrix/app/v1/transactions/{txn}", self._transaction)
@@ -119,9 +119,9 @@ class Server:
     def _count(self, body: bytes, now: int) -> None:
         if self.order.timed:
             sent = [int(at) for at in SENT_AT.findall(body)]
-            took = [now - at for at in sent if at >= self.since_ns]
-            self.took_ns += took
-            messages = len(took)
+            arrived = [(at, now) for at in sent if at >= self.since_ns]
+            self.arrived_ns += arrived
+            messages = len(arrived)
         else:
             messages = body.count(self.order.marker.encode())
         if not self.seen.requests:
@@ -137,13 +137,13 @@ class Server:
         return web.json_response(asdict(self.seen) | {"open": self.hanging})
 
     async def _tell_times(self, _request: web.Request) -> web.Response:
-        return web.json_response(self.took_ns)
+        return web.json_response(self.arrived_ns)
 
     async def _obey(self, request: web.Request) -> web.Response:
         asked: dict[str, Any] = await request.json()
         self.good_again.set()
         self.order = Order(**asked | {"manner": Manner(asked["manner"])})
-        self.seen, self.took_ns, self.known = Seen(), [], set()
+        self.seen, self.arrived_ns, self.known = Seen(), [], set()
         self.since_ns = time.monotonic_ns()
         self.good_again = asyncio.Event()
         return web.json_response({})

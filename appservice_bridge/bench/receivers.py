@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,9 +66,13 @@ class Receivers:
         """What came since the last order."""
         return Seen(**await self._get("seen"))
 
-    async def took_ms(self) -> list[float]:
-        """How long each message took, where the order was to note it."""
-        return [ns / 1e6 for ns in await self._get("took")]
+    async def took_ms(self, since_ns: Mapping[int, int] | None = None) -> list[float]:
+        """How long each message took, where the order was to note it.
+
+        From when it was sent, or from what that time is mapped to.
+        """
+        arrived = await self._get("arrived")
+        return [(came - (since_ns[sent] if since_ns else sent)) / 1e6 for sent, came in arrived]
 
     async def _get(self, what: str) -> Any:
         async with self._open_session().get(f"{self.port.url}/bench/{what}") as answer:

@@ -1,12 +1,20 @@
-"""`performance.md` and its plots, written from what was just measured."""
+"""`performance.md` and its plots, from what was just measured and what was there before.
+
+All of it takes longer than a machine is quiet. So figures are kept beside the page, with the day
+and the machine they are of, and a run of some scenarios replaces theirs alone.
+"""
 
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
+
+from pydantic import TypeAdapter
 
 from appservice_bridge.bench.figures import Series, Summary
 from appservice_bridge.bench.scenarios import ALL
@@ -18,8 +26,8 @@ TARGETS: Final[Mapping[str, str]] = {
     "drain-64": "70,000; 5 of naive; 0.7 of ceiling",
     "drain-1000/of-small": "at least 0.9",
     "live": "30,000",
-    "latency": "5",
-    "latency/p99": "20",
+    "latency/commit": "5",
+    "latency/commit-p99": "20",
     "million-users/of-small": "at least 0.9",
     "waiting-10m/of-small": "at least 0.9",
     "dead-100/of-small": "at most 1.3",
@@ -58,8 +66,10 @@ writes nothing.
 - **native**, **of-native**: Synapse with its own delivery switched on, and the ratio to it.
 - **memory**: the most that the worker had (RSS).
 
-Where a target is missed, `benchmarks/profiles.md` says where the time goes.
+Where a target is missed, `benchmarks/profiles.md` says where the time goes. A run of some \
+scenarios replaces theirs: each says of which day it is.
 """
+FIGURES: Final = "performance.json"
 
 _WIDTH: Final = 760
 _BAR: Final = 16
@@ -67,38 +77,89 @@ _LABEL: Final = 150
 _COLOURS: Final = {"bridge": "#2463a8", "naive": "#c9822b", "ceiling": "#9aa3ad"}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """One scenario as it was measured last.
+
+    Attributes:
+        measured_on: a day, ISO 8601.
+        load: of the machine before anything was started.
+    """
+
+    scenario: str
+    measured_on: str
+    load: float
+    machine: str
+    found: tuple[Series, ...]
+
+
+_KEPT: Final = TypeAdapter(list[Kept])
+
+
 def write(directory: Path, done: Measured, load: float) -> None:
-    """Write the page, and a plot of rates and one of times.
+    """Write the page, its plots, and the figures that a later run leaves as they are.
 
     `load` is the machine's load average before anything was started.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    drawn = []
-    for file, scenarios, unit in PLOTS:
-        shown = [one for one in done.found if one.unit == unit and _is_of(one, scenarios)]
-        if shown:
-            (directory / file).write_text(plot(shown, unit))
-            drawn.append(file)
-    page = [_HEADER, machine(load), "", *_table(done.found), ""]
+    kept = _kept(directory / FIGURES)
+    for name in {_name(one) for one in done.found}:
+        kept[name] = Kept(
+            scenario=name,
+            measured_on=datetime.now(UTC).date().isoformat(),
+            load=round(load, 1),
+            machine=machine(),
+            found=tuple(one for one in done.found if _name(one) == name),
+        )
+    known = [one.name for one in ALL if one.name in kept]
+    whole = [kept[name] for name in dict.fromkeys([*known, *kept])]
+    (directory / FIGURES).write_bytes(_KEPT.dump_json(whole, indent=1) + b"\n")
+    found = [one for scenario in whole for one in scenario.found]
+    page = [_HEADER, *_machines(whole), "", *_table(found), ""]
     page += [f"**{name} failed**: {why.splitlines()[0]}\n" for name, why in done.failed.items()]
-    page += [f"![{file.removesuffix('.svg')}]({file})\n" for file in drawn]
-    page += ["## What is measured", "", *_meanings(done.found), ""]
+    page += [f"![{Path(file).stem}]({file})\n" for file in _plots(directory, found)]
+    page += ["## What is measured", "", *_meanings(whole), ""]
     (directory / "performance.md").write_text("\n".join(page))
 
 
-def _is_of(one: Series, scenarios: Sequence[str]) -> bool:
-    return not scenarios or one.scenario.partition("/")[0] in scenarios
+def _kept(file: Path) -> dict[str, Kept]:
+    if not file.exists():
+        return {}
+    return {one.scenario: one for one in _KEPT.validate_json(file.read_bytes())}
 
 
-def machine(load: float) -> str:
-    """What it was measured on."""
+def _name(one: Series) -> str:
+    return one.scenario.partition("/")[0]
+
+
+def _plots(directory: Path, found: Sequence[Series]) -> Iterable[str]:
+    for file, scenarios, unit in PLOTS:
+        shown = [
+            one for one in found if one.unit == unit and (not scenarios or _name(one) in scenarios)
+        ]
+        if shown:
+            (directory / file).write_text(plot(shown, unit))
+            yield file
+
+
+def machine() -> str:
+    """What it is measured on."""
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     settings = ", ".join(f"{key} = {value}" for key, value in SETTINGS.items())
     return (
-        f"{platform.platform()}, {os.cpu_count()} cores, load average {load:.1f} before the first "
-        f"round; CPython {platform.python_version()}, "
+        f"{platform.platform()}, {os.cpu_count()} cores; CPython {platform.python_version()}, "
         f"{packages}; Postgres with fsync and synchronous_commit on, {settings}."
     )
+
+
+def _machines(whole: Sequence[Kept]) -> list[str]:
+    """Each machine once, with what was measured on it where there are several."""
+    machines: dict[str, list[str]] = {one.machine: [] for one in whole}
+    for one in whole:
+        machines[one.machine].append(one.scenario)
+    if len(machines) == 1:
+        return list(machines)
+    return [f"{', '.join(names)}: {machine}\n" for machine, names in machines.items()]
 
 
 def _table(found: Iterable[Series]) -> list[str]:
@@ -131,9 +192,13 @@ def target(of: Summary) -> str:
     return TARGETS.get(of.scenario, "")
 
 
-def _meanings(found: Iterable[Series]) -> list[str]:
-    measured = {one.scenario.partition("/")[0] for one in found}
-    return [f"- **{one.name}**: {one.about}." for one in ALL if one.name in measured]
+def _meanings(whole: Sequence[Kept]) -> list[str]:
+    about = {one.name: one.about for one in ALL}
+    return [
+        f"- **{one.scenario}**: {about.get(one.scenario, '')}. "
+        f"Measured on {one.measured_on}, after a load average of {one.load}."
+        for one in whole
+    ]
 
 
 def plot(found: Sequence[Series], unit: str) -> str:

@@ -33,7 +33,10 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="For programs: a list.")] = False,
     plots: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write performance.md and its plots there, too."),
+        typer.Option(
+            metavar="DIR",
+            help="Write performance.md and its plots there, too; other scenarios stay.",
+        ),
     ] = None,
     rounds: Annotated[
         int | None, typer.Option(min=1, help=f"How often; {ROUNDS}, or 1 with --quick.")

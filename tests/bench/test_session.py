@@ -18,11 +18,17 @@ from typer.testing import CliRunner
 
 from appservice_bridge.bench.crowd import NothingCameError
 from appservice_bridge.bench.drain import Drain
-from appservice_bridge.bench.figures import Side
+from appservice_bridge.bench.figures import Series, Side
 from appservice_bridge.bench.report import write
 from appservice_bridge.bench.scenario import RATE, Figures, Scenario
 from appservice_bridge.bench.scenarios import ALL
-from appservice_bridge.bench.session import NoSpaceError, Options, measured, require_space
+from appservice_bridge.bench.session import (
+    Measured,
+    NoSpaceError,
+    Options,
+    measured,
+    require_space,
+)
 from appservice_bridge.bench.stage import SETTINGS, Stage
 from appservice_bridge.cli.main import app
 
@@ -102,6 +108,30 @@ async def test_a_small_drain_is_measured_on_every_side_whatever_else_fails(
     assert "**fails failed**" in page
     assert (tmp_path / "docs" / "throughput.svg").read_text().startswith("<svg")
     assert json.dumps([one.summary().as_json() for one in found])
+
+
+def published(directory: Path, *found: Series) -> list[str]:
+    """The rows of the page, after a run that came to this."""
+    write(directory, Measured(found=found, failed={}), load=0.1)
+    page = (directory / "performance.md").read_text()
+    return [
+        line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if "| ms |" in line
+    ]
+
+
+def test_a_run_of_some_scenarios_replaces_theirs_and_leaves_the_others(tmp_path: Path) -> None:
+    def took(name: str, *values: float) -> Series:
+        return Series(scenario=name, unit="ms", values=values, naive=values)
+
+    assert published(tmp_path, took("latency", 1.0, 2.0), took("latency/p99", 3.0)) == [
+        "latency",
+        "latency/p99",
+    ]
+    assert published(tmp_path, took("dead-100", 4.0)) == ["latency", "latency/p99", "dead-100"]
+    assert published(tmp_path, took("latency", 5.0)) == ["latency", "dead-100"]
+    page = (tmp_path / "performance.md").read_text()
+    assert "| latency | ms | 5 | 5 to 5 | 1 | 1.00 |" in page
+    assert (tmp_path / "latency.svg").read_text().count("dead-100") == 1
 
 
 async def test_what_was_measured_before_an_interruption_is_not_lost(
