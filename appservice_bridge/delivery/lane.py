@@ -150,6 +150,8 @@ class Lane:
         self._work.clear()
         self._term = self._clock.term
         if following := await self._build_ahead():
+            if self.leaving:
+                return None  # it could not be sent
             turned = await self._group.turn(Turn(lease=self._lease, following=following))
             if turned is not None and turned.sealed:
                 return self._goes_next(following.sealed)
@@ -179,17 +181,22 @@ class Lane:
     async def _build_ahead(self, beside: Sealed | None = None) -> Following | None:
         """What follows, if it can be built; it is held beside what is in flight."""
         handed, self._handed = self._handed, ()
-        if self._place is None:
+        place = self._place
+        if place is None:
             return None
-        if handed and handed[0].position == self._place.after + 1:
-            built = built_of(handed, self._capped(), self._place)
+        if handed and handed[0].position == place.after + 1:
+            built = built_of(handed, self._capped(), place)
         else:
-            appservice_id = self._lease.appservice_id
-            built = await build_ahead(self._database, appservice_id, self._capped, self._place)
-        if built is not None:
-            held = 0 if beside is None else len(beside.body)
-            self._bodies.hold(self, held + len(built.sealed.body))
+            waits = beside is None  # never in line with something in its hands
+            whole = waits and await self._bodies.room(self, self._policy.max_body_bytes)
+            policy = self._as_it_is if whole else self._capped
+            built = await build_ahead(self._database, self._lease.appservice_id, policy, place)
+        held = 0 if beside is None else len(beside.body)
+        self._bodies.hold(self, held + (0 if built is None else len(built.sealed.body)))
         return built
+
+    def _as_it_is(self) -> DeliveryPolicy:
+        return self._policy
 
     def _capped(self) -> DeliveryPolicy:
         """The policy, with no larger bodies than there is room for."""
@@ -271,7 +278,7 @@ class Lane:
         following = None
         if ahead is not None:
             following = await ahead
-        elif came:
+        elif came and self._bodies.roomy:
             following = await self._build_ahead(beside=owed)
         if owed.updates or self._policy.keep_delivered_seconds:
             owes = await self._ack_alone(owed, outcome, stop)

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from appservice_bridge.delivery.bodies import Bodies
+from appservice_bridge.delivery.lane import Lane
 from appservice_bridge.storage import outbox
 from tests.support.appservice import Request, appservice, ok
 from tests.support.bridge import registration, worker, write_files
@@ -405,3 +407,28 @@ async def test_what_is_handed_over_too_early_is_read_where_it_stands(
             await capture(pg, BOT, 3)
             await bot.until(lambda: len(bot.to_device) == 3)
     assert numbers(bot.to_device) == [1, 2, 3]
+
+
+async def test_who_waits_for_room_when_the_worker_ends_seals_nothing(
+    pg: Connection, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = asyncio.Event()
+    leave = Lane.leave
+
+    async def no_room_yet(*_: object) -> bool:
+        await free.wait()
+        return True
+
+    def leave_and_free(lane: Lane) -> None:
+        leave(lane)
+        free.set()
+
+    monkeypatch.setattr(Bodies, "room", no_room_yet)
+    monkeypatch.setattr(Lane, "leave", leave_and_free)
+    async with appservice() as bot:
+        files = write_files(tmp_path, database, [registration("bot", bot.url, users=["@b_.*"])])
+        async with worker(files):
+            await relay(pg, "bot", "$1")
+            await wait_until(pg, "select count(*) = 1 from appservice_bridge.outbox")
+        assert await pg.fetchval("select count(*) from appservice_bridge.sealed") == 0
+        assert bot.requests == []
