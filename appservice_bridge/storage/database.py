@@ -31,8 +31,9 @@ Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 _OUTAGE_CLASSES: Final = ("08", "53", "57", "58")
 _OUTAGE_CODES: Final = frozenset({"40001", "40P01", "55P03", "25006", "25P03", "3D000", "55000"})
 
-MOST_TRANSACTIONS: Final = 10
-MOST_STATEMENTS: Final = 6  # intake, the group commit, and lanes that build
+# More than all lanes may have together: leases, commits and intake never wait for lanes.
+MOST_TRANSACTIONS: Final = 14
+MOST_STATEMENTS: Final = 12
 
 _SETTINGS: Final = {
     "application_name": "appservice_bridge",

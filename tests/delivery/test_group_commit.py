@@ -16,10 +16,16 @@ import pytest
 from appservice_bridge.delivery import sealing
 from appservice_bridge.delivery.building import build_ahead
 from appservice_bridge.delivery.group_commit import GroupCommit
+from appservice_bridge.delivery.lanes import CONNECTIONS, CONNECTIONS_OF_FAILING
 from appservice_bridge.domain.policy import DeliveryPolicy
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.storage import lanes, leases, sealed
-from appservice_bridge.storage.database import Database, DatabaseUnavailableError
+from appservice_bridge.storage.database import (
+    MOST_STATEMENTS,
+    MOST_TRANSACTIONS,
+    Database,
+    DatabaseUnavailableError,
+)
 from appservice_bridge.storage.lanes import Place
 from appservice_bridge.storage.leases import Lease
 from appservice_bridge.storage.sealed import Sealed
@@ -364,3 +370,9 @@ async def test_no_turn_is_taken_once_the_worker_ends(counted: Counted) -> None:
     await asyncio.gather(running, return_exceptions=True)
     with pytest.raises(DatabaseUnavailableError):
         await group.turn(Turn(lease=Lease(appservice_id="a", token=1)))
+
+
+def test_lanes_leave_connections_to_leases_commits_and_intake() -> None:
+    lanes_and_who_comes = 2 * CONNECTIONS
+    assert lanes_and_who_comes + CONNECTIONS_OF_FAILING + 4 <= MOST_TRANSACTIONS
+    assert lanes_and_who_comes + 4 <= MOST_STATEMENTS
