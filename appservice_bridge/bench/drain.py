@@ -95,11 +95,12 @@ def _scenario(drain: Drain, *, naive: int, small: Drain | None = None) -> Scenar
 ONE: Final = Drain(appservices=1, full=200_000, quick=20_000)
 EIGHT: Final = Drain(appservices=8, full=200_000, quick=32_000)
 SIXTY_FOUR: Final = Drain(appservices=64, full=256_000, quick=64_000)
-THOUSAND: Final = Drain(appservices=1000, full=400_000, quick=80_000)
+THOUSAND: Final = Drain(appservices=1000, full=1_000_000, quick=80_000)
+AS_MANY_FOR_FEW: Final = Drain(appservices=64, full=1_000_000, quick=64_000)
 
 SCENARIOS: Final = (
     _scenario(ONE, naive=40_000),
     _scenario(EIGHT, naive=40_000),
     _scenario(SIXTY_FOUR, naive=64_000),
-    _scenario(THOUSAND, naive=100_000, small=SIXTY_FOUR),
+    _scenario(THOUSAND, naive=100_000, small=AS_MANY_FOR_FEW),
 )
