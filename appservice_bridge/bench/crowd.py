@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import aiohttp
 
@@ -27,6 +27,20 @@ class NothingCameError(BridgeError):
 
     def __init__(self, accepted: int) -> None:
         super().__init__(f"none of {accepted} messages that the homeserver accepted came")
+
+
+class Sent(NamedTuple):
+    """What came of many requests.
+
+    Attributes:
+        accepted: how many the homeserver took.
+        seconds: that all of them took.
+        answered_ms: milliseconds until the answer, of each.
+    """
+
+    accepted: int
+    seconds: float
+    answered_ms: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,24 +67,24 @@ class Crowd:
             await answer.read()
             return answer.status == 200
 
-    async def closed_loop(self, senders: int, messages: int) -> tuple[int, float]:
-        """Each sends its next message when the last was answered.
-
-        Returns how many were accepted, and the seconds that all took.
-        """
+    async def closed_loop(self, senders: int, messages: int) -> Sent:
+        """Each sends its next message when the last was answered."""
         numbers, accepted = iter(range(messages)), 0
+        answered: list[float] = []
         began = time.monotonic()
 
         async def one(http: aiohttp.ClientSession, token: str) -> None:
             nonlocal accepted
             for number in numbers:  # shared: each is taken once
+                sent = time.monotonic()
                 taken = await self.send(http, token, number)
+                answered.append(1000 * (time.monotonic() - sent))
                 accepted += taken  # not before the await: others count, too
 
         async with aiohttp.ClientSession() as http, asyncio.TaskGroup() as group:
             for token in self.tokens[:senders]:
                 group.create_task(one(http, token))
-        return accepted, time.monotonic() - began
+        return Sent(accepted, time.monotonic() - began, answered)
 
     async def steadily(self, messages: int, per_second: float) -> int:
         """One sends so many a second; returns how many were accepted."""
