@@ -136,13 +136,14 @@ delete from device_key_state k using unnest($2::text[], $3::text[]) as g(user_id
 """
 
 ACK_LISTS: Final = """
--- device_updates.ack_lists: what changed meanwhile is in no transaction, and stays
+-- device_updates.ack_lists: what changed meanwhile is in no transaction, and stays. Who is locked
+-- is found by name alone: by what it is sealed in each would be looked for among all of them
 with told as materialized (
     select user_id from device_list_update
      where appservice_id = $1 and sealed_in = $2 order by user_id for update
 )
 delete from device_list_update u using told t
- where u.appservice_id = $1 and u.user_id = t.user_id and u.sealed_in = $2
+ where u.appservice_id = $1 and u.user_id = t.user_id
 """
 
 ACK_KEYS: Final = """

@@ -12,7 +12,7 @@ with untold as materialized (
      where appservice_id = $1 and sealed_in = $2 order by user_id for update
 )
 update device_list_update u set sealed_in = null from untold t
- where u.appservice_id = $1 and u.user_id = t.user_id and u.sealed_in = $2
+ where u.appservice_id = $1 and u.user_id = t.user_id
 """
 
 KEYS_WAIT: Final = """

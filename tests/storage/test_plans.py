@@ -11,6 +11,7 @@ import pytest
 from appservice_bridge.dev.postgres import EmbeddedPostgres
 from appservice_bridge.storage import (
     capture_log,
+    device_updates,
     figures,
     leases,
     letters,
@@ -22,12 +23,15 @@ from appservice_bridge.storage import (
     shipments,
     straight,
     turns,
+    untold,
 )
 from appservice_bridge.storage.database import Connection, connect
 from tests.support.database import TEMPLATE
 
 ROWS: Final = 100_000
 FEWER: Final = 20_000  # where a key is a digest or three columns, filling takes long
+TOLD: Final = 300  # users and devices in one transaction
+MOST_PAIRS: Final = 1000
 FILL: Final = f"""
 insert into capture_log (kind, user_id, device_id, stream_id, body)
 select 'to_device', '@u' || n || ':example.org', 'DEV', n, '{{}}' from generate_series(1, {ROWS}) n;
@@ -50,6 +54,13 @@ insert into kept (appservice_id, number, txn_id, first_position, last_position, 
 select 'bot1', n, n, n, n, 1, 2 from generate_series(1, {FEWER}) n;
 insert into dead_letter (appservice_id, kind, reason)
 select 'bot1', 'event', 'refused' from generate_series(1, {FEWER}) n;
+insert into device_list_update (appservice_id, user_id, change, sealed_in)
+select 'bot1', '@u' || n || ':example.org', 'changed', case when n <= {TOLD} then 7 end
+  from generate_series(1, {FEWER}) n;
+insert into device_key_state (appservice_id, user_id, device_id, waiting, recount, sealed_in)
+select 'bot1', '@u' || n || ':example.org', 'DEV', n > {TOLD}, true,
+       case when n <= {TOLD} then 7 end
+  from generate_series(1, {FEWER}) n;
 insert into outbox_head select appservice_id, {ROWS} / 4 from lane;
 update intake_gate set registrations_digest = 'ours', head = {ROWS} - 5000;
 insert into intake_gap (first_seq, last_seq) values (70, 80), (900, 900);
@@ -152,6 +163,31 @@ HOT: Final = {
     "figures.oldest_to_device": Hot(
         statement=figures.OLDEST_TO_DEVICE, parameters="1000", looks_at={"outbox": 5}
     ),
+    "device_updates.waiting_lists": Hot(
+        statement=device_updates.WAITING_LISTS,
+        parameters="'bot1', 100",
+        looks_at={"device_list_update": 100},
+    ),
+    "device_updates.ack_lists": Hot(
+        statement=device_updates.ACK_LISTS,
+        parameters="'bot1', 7",
+        looks_at={"device_list_update": TOLD},
+    ),
+    "device_updates.ack_keys": Hot(
+        statement=device_updates.ACK_KEYS,
+        parameters="'bot1', 7",
+        looks_at={"device_key_state": TOLD},
+    ),
+    "untold.lists_wait": Hot(
+        statement=untold.LISTS_WAIT,
+        parameters="'bot1', 7",
+        looks_at={"device_list_update": TOLD},
+    ),
+    "untold.keys_wait": Hot(
+        statement=untold.KEYS_WAIT,
+        parameters="'bot1', 7",
+        looks_at={"device_key_state": TOLD},
+    ),
     "leases.lanes_with_work": Hot(
         statement=leases.LANES_WITH_WORK, parameters="gen_random_uuid()", looks_at={}
     ),
@@ -192,15 +228,24 @@ async def full(filled: str) -> AsyncIterator[Connection]:
     await conn.close()
 
 
-def scans(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    if node["Node Type"].endswith("Scan") and "Relation Name" in node:
-        yield node
+def nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
     for child in node.get("Plans", ()):
-        yield from scans(child)
+        yield from nodes(child)
+
+
+def scans(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for one in nodes(node):
+        if is_scan(one):
+            yield one
+
+
+def is_scan(node: dict[str, Any]) -> bool:
+    return node["Node Type"].endswith("Scan") and "Relation Name" in node
 
 
 async def planned(conn: Connection, hot: Hot, mode: str) -> list[dict[str, Any]]:
-    """The scans of one execution, which is then undone."""
+    """The nodes of one execution, which is then undone."""
     parameters = f"({hot.parameters})" if hot.parameters else ""
     transaction = conn.transaction()
     await transaction.start()
@@ -211,19 +256,30 @@ async def planned(conn: Connection, hot: Hot, mode: str) -> list[dict[str, Any]]
     finally:
         await transaction.rollback()
         await conn.execute("deallocate hot")
-    return list(scans(json.loads(found)[0]["Plan"]))
+    return list(nodes(json.loads(found)[0]["Plan"]))
+
+
+def too_much(node: dict[str, Any], hot: Hot) -> str | None:
+    """What a node looked at in vain: rows of a large table, or pairs of rows that do not fit."""
+    in_vain = node.get("Rows Removed by Join Filter", 0)
+    if in_vain > MOST_PAIRS:
+        return f"{in_vain} pairs by {node['Node Type']}"
+    if not is_scan(node):
+        return None
+    most = hot.looks_at.get(node["Relation Name"], ROWS)
+    looked = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+    if looked > most or (node["Node Type"] == "Seq Scan" and most < ROWS):
+        return f"{looked} rows by {node['Node Type']}"
+    return None
 
 
 async def wasteful(conn: Connection) -> list[str]:
-    """Every scan of a large table that looks at more rows than it needs."""
+    """Every scan or join that looks at more than it needs."""
     found = []
     for mode in ("force_custom_plan", "force_generic_plan"):
         for name, hot in HOT.items():
-            for scan in await planned(conn, hot, mode):
-                most = hot.looks_at.get(scan["Relation Name"], ROWS)
-                looked = scan["Actual Rows"] + scan.get("Rows Removed by Filter", 0)
-                if looked > most or (scan["Node Type"] == "Seq Scan" and most < ROWS):
-                    found.append(f"{name}, {mode}: {looked} rows by {scan['Node Type']}")
+            seen = [too_much(node, hot) for node in await planned(conn, hot, mode)]
+            found += [f"{name}, {mode}: {looked}" for looked in seen if looked]
     return found
 
 
