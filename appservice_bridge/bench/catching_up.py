@@ -100,7 +100,8 @@ async def _naive(stage: Stage) -> Figures:
         traffic.flowing(dsn),
         stage.yardstick("naive", dsn, APPSERVICES) as naive,
     ):
-        return await _caught_up(stage, naive, waiting, traffic)
+        figures = await _caught_up(stage, naive, waiting, traffic)
+        return {"": figures[""]}  # it has less to catch up with
 
 
 SCENARIOS: Final = (
