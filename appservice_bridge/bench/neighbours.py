@@ -15,7 +15,8 @@ DEAD: Final = 100
 EACH: Final = 200  # messages that wait for each of the dead
 LIVE: Final = filling.appservice(0)
 QUIET_SECONDS: Final = 5.0
-SETTLED_SECONDS: Final = 60  # it reads a thousand registrations once more before
+READ_AGAIN: Final = "config.unchanged"
+"""What a worker logs when it has read all registrations once more, some time after its start."""
 PATIENCE_SECONDS: Final = 30.0  # for lanes that a budget of what is in flight holds back
 MANY: Final = 1000
 
@@ -60,7 +61,7 @@ async def _alone(stage: Stage) -> Figures:
 
 
 async def _idle(stage: Stage) -> Figures:
-    """A worker that holds a thousand lanes where nothing comes, a minute after its start."""
+    """A worker that holds a thousand lanes where nothing comes, when its start is behind it."""
     await stage.receivers.order(Order())
     seconds = stage.size(60, quick=5)
     async with stage.database() as dsn, stage.worker(dsn, MANY) as worker:
@@ -68,7 +69,10 @@ async def _idle(stage: Stage) -> Figures:
             while await conn.fetchval(NOT_SERVED, MANY):
                 worker.child.require_running()
                 await asyncio.sleep(0.1)
-        await asyncio.sleep(stage.size(SETTLED_SECONDS, quick=5))
+        while READ_AGAIN not in worker.child.command.log.read_text(errors="replace"):
+            worker.child.require_running()
+            await asyncio.sleep(1)
+        await asyncio.sleep(QUIET_SECONDS)
         loop = asyncio.get_running_loop()
         busy, began = worker.busy_seconds(), loop.time()
         await asyncio.sleep(seconds)
