@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 
 import aiohttp
 import structlog
@@ -12,11 +13,13 @@ from appservice_bridge.domain.owners import Owners
 from appservice_bridge.routing.following import begin_following
 from appservice_bridge.routing.seeding import OtherRegistrationsError, Seeding
 from appservice_bridge.sources.drift_guard import DriftGuard
+from appservice_bridge.sources.event_recovery import EventRecovery
 from appservice_bridge.sources.forgotten_events import ForgottenEvents
 from appservice_bridge.sources.inbox_cleaner import InboxCleaner
 from appservice_bridge.sources.membership_follower import run_membership_follower
 from appservice_bridge.sources.polling import Polling
 from appservice_bridge.sources.reconciler import run_reconciler
+from appservice_bridge.sources.room_order import RoomOrder
 from appservice_bridge.storage import inbox
 from appservice_bridge.storage.database import (
     Connection,
@@ -52,7 +55,9 @@ class SynapseSide:
         self._came = asyncio.Event()
         self._polling = Polling(database, server_name=homeserver.server_name)
         self._guard = DriftGuard(database, self._polling, wanted=CaptureMode(homeserver.capture))
-        self._forgotten = ForgottenEvents(database, owners, session, homeserver.url)
+        recovery = EventRecovery(database, owners, session, homeserver.url)
+        self._forgotten = ForgottenEvents(database, owners, recovery)
+        self._room_order = RoomOrder(database, recovery)
         self._cleaner = InboxCleaner(database, owners, cleaned(of))
 
     async def begin(self) -> None:
@@ -92,9 +97,9 @@ class SynapseSide:
         """What has to be in the log before a transaction of the homeserver."""
         await self._polling.catch_up(conn)
 
-    async def before_first_transaction(self, appservice_id: str, body: bytes) -> None:
-        """Find room events that the homeserver forgot before these, which it sends now."""
-        await self._forgotten.before_first(appservice_id, body)
+    def in_room_order(self, appservice_id: str, body: bytes) -> AbstractAsyncContextManager[None]:
+        """Around what stores a transaction of the homeserver: what belongs before its events."""
+        return self._room_order.kept(appservice_id, body)
 
     def start(self, group: asyncio.TaskGroup, stop: asyncio.Event) -> None:
         """Begin with all of it; each ends with `stop`."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Container, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
 
 import orjson
@@ -35,7 +36,6 @@ from appservice_bridge.storage.ledger import LedgerKey
 log = structlog.get_logger(__name__)
 
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
-MOST_CONNECTIONS: Final = 10_000  # remembered; a connection forgotten costs a second look
 _ROOT: Final = "/appservice/{appservice_id:[^/]+}"
 _TRANSACTION: Final = "/transactions/{txn_id:(?s:.+)}"
 _QUERIES: Final = (
@@ -48,11 +48,11 @@ _QUERIES: Final = (
 class BeforeTransactions(Protocol):
     """What has to be in the log before a transaction of the homeserver is."""
 
-    async def before_first_transaction(self, appservice_id: str, body: bytes) -> None:
-        """The first on a connection: the homeserver may have been restarted."""
+    def in_room_order(self, appservice_id: str, body: bytes) -> AbstractAsyncContextManager[None]:
+        """Around what stores it: first of all what its rooms lack."""
 
     async def before_transaction(self, conn: Connection) -> None:
-        """Every one, in the DB transaction that stores it.
+        """In the DB transaction that stores it.
 
         Raises:
             SourceUnreadableError: store it without.
@@ -89,7 +89,6 @@ class Relay:
         self._waker = waker
         self._on_rest_ended = on_rest_ended
         self._before = before
-        self._connections: set[tuple[str, object]] = set()
         self._budget = budget
 
     def application(self) -> web.Application:
@@ -130,14 +129,16 @@ class Relay:
         except web.RequestPayloadError:
             await self._bury(registration.id, "cannot be decompressed")
             return
-        if self._before is not None and self._is_first(registration.id, request):
-            await self._before.before_first_transaction(registration.id, body)
         txn_id = request.match_info["txn_id"]
-        try:
-            await self._append(registration.id, txn_id, body, self._before)
-        except SourceUnreadableError as unreadable:
-            log.warning("relay.without_keys", appservice=registration.id, reason=unreadable.reason)
+        if self._before is None:
             await self._append(registration.id, txn_id, body, None)
+            return
+        async with self._before.in_room_order(registration.id, body):
+            try:
+                await self._append(registration.id, txn_id, body, self._before)
+            except SourceUnreadableError as error:
+                log.warning("relay.without_keys", appservice=registration.id, reason=error.reason)
+                await self._append(registration.id, txn_id, body, None)
 
     async def _append(
         self, appservice_id: str, txn_id: str, body: bytes, before: BeforeTransactions | None
@@ -155,20 +156,6 @@ class Relay:
                 key = LedgerKey(appservice_id, CapturedKind.TRANSACTION, LedgerOutcome.REPEATED)
                 await ledger.count(conn, {key: 1})
         log.debug("relay.stored", appservice=appservice_id, bytes=len(body), fresh=fresh)
-
-    def _is_first(self, appservice_id: str, request: web.Request) -> bool:
-        """Whether nothing came for the appservice on this connection before.
-
-        A homeserver that was restarted begins with a new one; a proxy in between may hide that.
-        """
-        transport = request.transport
-        peer = None if transport is None else transport.get_extra_info("peername")
-        if (appservice_id, peer) in self._connections:
-            return False
-        if len(self._connections) >= MOST_CONNECTIONS:
-            self._connections.clear()
-        self._connections.add((appservice_id, peer))
-        return True
 
     async def _bury(self, appservice_id: str, reason: str) -> None:
         kind = CapturedKind.TRANSACTION

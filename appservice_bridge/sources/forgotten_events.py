@@ -10,41 +10,22 @@ it for a while, with the relay at work. An error here costs a second copy that i
 """
 
 import asyncio
-import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-import aiohttp
-import orjson
 import structlog
 
-from appservice_bridge.domain.errors import BridgeError
-from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.owners import Owners
-from appservice_bridge.domain.raw_json import MalformedError
-from appservice_bridge.domain.registration import Registration
-from appservice_bridge.domain.room_interest import Room, RoomEvent, RoomInterest
-from appservice_bridge.domain.transaction import Kind
 from appservice_bridge.domain.waiting import set_within
-from appservice_bridge.sources.event_interest import of_interest
-from appservice_bridge.sources.event_reader import (
-    EventReader,
-    HomeserverAwayError,
-    as_sent,
-    only_membership,
-    replaced_state,
-)
-from appservice_bridge.storage import dead_letters, ledger, notifications, room_events
+from appservice_bridge.sources.event_reader import HomeserverAwayError
+from appservice_bridge.sources.event_recovery import EventRecovery, Missing, put
+from appservice_bridge.storage import room_events
 from appservice_bridge.storage.database import (
-    Connection,
     Database,
     DatabaseUnavailableError,
     SourceUnreadableError,
 )
-from appservice_bridge.storage.dead_letters import Buried
-from appservice_bridge.storage.ledger import LedgerKey
 
 log = structlog.get_logger(__name__)
 
@@ -54,9 +35,6 @@ QUIET_SECONDS: Final = 10.0
 RESTING_SECONDS: Final = 30.0  # it is woken from its rests when the relay can store again
 SLICE: Final = 1000
 BATCH: Final = 100
-HURRY_SECONDS: Final = 1.0
-_AT_ONCE: Final = 8
-_REDACTION: Final = "m.room.redaction"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,19 +43,6 @@ class Note:
 
     bound: int
     at: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Missing:
-    """Events that interest the appservice and never came, ascending, and where they happened."""
-
-    registration: Registration
-    events: Sequence[RoomEvent]
-    rooms: Mapping[str, Room]
-
-    def first(self, count: int) -> "Missing":
-        """No more than so many."""
-        return replace(self, events=self.events[:count])
 
 
 class ForgottenEvents:
@@ -91,19 +56,14 @@ class ForgottenEvents:
         self,
         database: Database,
         owners: Owners,
-        session: aiohttp.ClientSession,
-        homeserver_url: str,
+        recovery: EventRecovery,
         *,
         quiet_seconds: float = QUIET_SECONDS,
         resting_seconds: float = RESTING_SECONDS,
     ) -> None:
         self._database = database
         self._registrations = owners.registrations
-        self._interests = {
-            id_: RoomInterest(registration, server_name=owners.server_name)
-            for id_, registration in owners.registrations.items()
-        }
-        self._reader = EventReader(session, homeserver_url, server_name=owners.server_name)
+        self._recovery = recovery
         self._quiet_seconds = quiet_seconds
         self._resting_seconds = resting_seconds
         self._notes: dict[str, Note] = {}
@@ -177,7 +137,7 @@ class ForgottenEvents:
                 recovered += found
                 if stalled and reached >= position:  # else it would overtake what is not settled
                     missing, _ = await self._missing(appservice_id, position, latest)
-                    recovered += await self._recover_early(missing)
+                    recovered += await self._recovery.recover_shown(missing)
             except HomeserverAwayError as error:
                 away = error
             except room_events.CursorMovedError:
@@ -214,15 +174,8 @@ class ForgottenEvents:
             unseen = await room_events.unseen(
                 conn, appservice_id, after=cursor, to=bound, limit=SLICE
             )
-            missing = await self._of_interest(conn, appservice_id, unseen)
+            missing = await self._recovery.missing(conn, appservice_id, unseen)
         return missing, bound if len(unseen) < SLICE else unseen[-1].stream_ordering
-
-    async def _of_interest(
-        self, conn: Connection, appservice_id: str, unseen: Sequence[RoomEvent]
-    ) -> Missing:
-        interest = self._interests[appservice_id]
-        events, rooms = await of_interest(conn, appservice_id, interest, unseen)
-        return Missing(registration=self._registrations[appservice_id], events=events, rooms=rooms)
 
     async def _forgotten(self, appservice_id: str, note: Note, now: float) -> bool:
         """Whether Synapse cannot hold any more what is missing up to the note."""
@@ -237,134 +190,10 @@ class ForgottenEvents:
 
     async def _recover(self, missing: Missing, cursor: int, to: int) -> int:
         """Put what is missing into the log, and the cursor behind it; returns how many it was."""
-        read = await self._read(missing) if missing.events else []
+        read = await self._recovery.read(missing) if missing.events else []
         if to <= cursor:
             return 0
         async with self._database.beside_synapse() as conn:
             await room_events.raise_cursor(conn, missing.registration.id, at=cursor, to=to)
-            await _put(conn, missing, read)
+            await put(conn, missing, read)
         return sum(one is not None for one in read)
-
-    async def _read(self, missing: Missing, *, hurry: bool = False) -> list[bytes | None]:
-        """The events themselves; None for what the homeserver shows to nobody."""
-        at_once = asyncio.Semaphore(_AT_ONCE)
-
-        async def one(event: RoomEvent) -> bytes | None:
-            async with at_once:
-                early = await self._stored(event, anyway=False) if hurry else None
-                return early or await self._read_one(missing, event)
-
-        read: list[bytes | None] = []
-        each = (one(event) for event in missing.events)
-        for found in await asyncio.gather(*each, return_exceptions=True):
-            if isinstance(found, BaseException):
-                raise found  # all have ended by now
-            read.append(found)
-        return read
-
-    async def _read_one(self, missing: Missing, event: RoomEvent) -> bytes | None:
-        """What a user of the appservice may read; what happened to one of them in any case.
-
-        Synapse sends invites, leaves, kicks and bans, and shows them to nobody outside the room.
-        """
-        registration = missing.registration
-        interest = self._interests[registration.id]
-        users = interest.witnesses(event, missing.rooms[event.room_id])
-        read = await self._reader.read(registration, event, users)
-        if read is None and interest.is_own_membership(event):
-            return await self._stored(event, anyway=True)
-        return read
-
-    async def _stored(self, event: RoomEvent, *, anyway: bool) -> bytes | None:
-        """The event out of Synapse's tables, if it is plain; a redacted membership `anyway`."""
-        async with self._database.beside_synapse() as conn:
-            stored = await room_events.stored(conn, event.event_id)
-            if stored is None or not (stored.plain or anyway):
-                return None
-            try:
-                pdu = only_membership(stored.json) if stored.redacted else stored.json
-                replaced = replaced_state(pdu)
-                was = None if replaced is None else await room_events.stored(conn, replaced)
-                before = was.json if was is not None and was.plain else None
-                now_ms = int(time.time() * 1000)
-                return as_sent(event, pdu, replaced=before, now_ms=now_ms)
-            except (MalformedError, KeyError, ValueError):
-                return None
-
-    async def before_first(self, appservice_id: str, body: bytes) -> None:
-        """Recover what was forgotten in the rooms of a transaction that is about to be stored.
-
-        For the first one on a connection: the homeserver may have been restarted, and what it
-        forgot belongs before what it sends now. Its sender keeps the order of each room, so there
-        is no doubt; and it reads what it can in Synapse's tables, for Synapse is just starting. It
-        never fails and takes a second at most: what is not done then comes later,
-        behind that transaction.
-        """
-        try:
-            async with asyncio.timeout(HURRY_SECONDS):
-                await self._recover_before(appservice_id, _event_ids(body))
-        except (TimeoutError, BridgeError) as error:
-            log.warning("forgotten_events.late", appservice=appservice_id, reason=str(error))
-
-    async def _recover_before(self, appservice_id: str, event_ids: Sequence[str]) -> None:
-        async with self._database.beside_synapse() as conn:
-            if not event_ids or not await room_events.readable(conn):
-                return
-            unseen = await room_events.unseen_before(conn, appservice_id, event_ids, limit=BATCH)
-            missing = await self._of_interest(conn, appservice_id, unseen)
-        await self._recover_early(missing, hurry=True)
-
-    async def _recover_early(self, missing: Missing, *, hurry: bool = False) -> int:
-        """Put what can be read into the log; the cursor comes by later, and finds that it came."""
-        read = await self._read(missing, hurry=hurry)
-        pairs = zip(missing.events, read, strict=True)
-        shown = [(event, one) for event, one in pairs if one is not None]
-        if shown:
-            missing = replace(missing, events=[event for event, _ in shown])
-            async with self._database.beside_synapse() as conn:
-                await _put(conn, missing, [one for _, one in shown])
-        return len(shown)
-
-
-async def _put(conn: Connection, missing: Missing, read: Sequence[bytes | None]) -> None:
-    """Append what could be read, bury the rest by name, and count both.
-
-    A redaction of what is not here is kept back by Synapse from everyone, so it was not forgotten.
-    """
-    if not read:
-        return
-    id_ = missing.registration.id
-    outcomes = [_outcome(*one) for one in zip(missing.events, read, strict=True)]
-    await ledger.count(conn, Counter(LedgerKey(id_, Kind.EVENT, outcome) for outcome in outcomes))
-    if found := [one for one in read if one is not None]:
-        await room_events.append(conn, id_, found)
-        await notifications.wake_intake(conn)
-    lost = [
-        event
-        for event, outcome in zip(missing.events, outcomes, strict=True)
-        if outcome is LedgerOutcome.UNRECOVERABLE
-    ]
-    if lost:
-        await dead_letters.bury(conn, [_buried(id_, event) for event in lost])
-    log.warning("forgotten_events.found", appservice=id_, **Counter(map(str, outcomes)))
-
-
-def _outcome(event: RoomEvent, read: bytes | None) -> LedgerOutcome:
-    if read is not None:
-        return LedgerOutcome.RECOVERED
-    redaction = event.type == _REDACTION
-    return LedgerOutcome.WITHHELD if redaction else LedgerOutcome.UNRECOVERABLE
-
-
-def _buried(appservice_id: str, event: RoomEvent) -> Buried:
-    reason = f"forgotten by the homeserver, which shows {event.event_id} to no user of this one"
-    return Buried(appservice_id=appservice_id, kind=Kind.EVENT, reason=reason, payload=None)
-
-
-def _event_ids(body: bytes) -> list[str]:
-    """The ids of a transaction's events; none where the body is not what it should be."""
-    try:
-        events = orjson.loads(body).get("events", [])
-        return [event["event_id"] for event in events if isinstance(event["event_id"], str)]
-    except (ValueError, AttributeError, TypeError, KeyError):
-        return []

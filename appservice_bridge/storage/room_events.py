@@ -58,20 +58,26 @@ select e.stream_ordering, e.event_id, e.room_id, e.type, e.sender, e.state_key
  limit $4
 """
 
-UNSEEN_IN_ROOMS: Final = """
--- room_events.unseen_in_rooms: those of a room that came before what of it is in $2
-with first as (select room_id, min(stream_ordering) as stream_ordering
-                 from public.events where event_id = any($2::text[]) group by room_id)
+UNSEEN_WITHIN: Final = """
+-- room_events.unseen_within: of each room before its event in $2 and behind its one in $3
+with span as materialized (
+  select f.room_id, f.stream_ordering as before,
+         greatest(c.settled, $4::bigint, k.stream_ordering) as behind
+    from event_cursor c
+   cross join unnest($2::text[], $3::text[]) as of(before, behind)
+    join public.events f on f.event_id = of.before
+    left join public.events k on k.event_id = of.behind
+   where c.appservice_id = $1)
 select e.stream_ordering, e.event_id, e.room_id, e.type, e.sender, e.state_key
-  from event_cursor c, first f
-  join public.events e on e.room_id = f.room_id and e.stream_ordering < f.stream_ordering
- where c.appservice_id = $1 and e.stream_ordering > c.settled and e.rejection_reason is null
-   and e.type <> 'org.matrix.dummy_event'
+  from span
+  join public.events e on e.room_id = span.room_id
+   and e.stream_ordering > span.behind and e.stream_ordering < span.before
+ where e.rejection_reason is null and e.type <> 'org.matrix.dummy_event'
    and not exists (select from seen_event s
                     where s.appservice_id = $1
                       and s.event_digest = sha256(convert_to(e.event_id, 'UTF8')))
  order by e.stream_ordering
- limit $3
+ limit $5
 """
 
 LOCAL_MEMBERS: Final = """
@@ -155,6 +161,14 @@ class CursorMovedError(BridgeError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Two events of a room, by their ids, and what is between them; None: from the cursor on."""
+
+    before: str
+    behind: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Holding:
     """What speaks for and against Synapse's still holding events that did not come.
 
@@ -219,11 +233,12 @@ async def unseen(
     return [RoomEvent(**row) for row in rows]
 
 
-async def unseen_before(
-    conn: Connection, appservice_id: str, event_ids: Sequence[str], *, limit: int
+async def unseen_within(
+    conn: Connection, appservice_id: str, spans: Sequence[Span], *, after: int, limit: int
 ) -> list[RoomEvent]:
-    """Events above the cursor that never came, earlier than these and in the same room."""
-    rows = await conn.fetch(UNSEEN_IN_ROOMS, appservice_id, event_ids, limit)
+    """Events above the cursor and `after` that never came, of these spans; ascending."""
+    before, behind = [span.before for span in spans], [span.behind for span in spans]
+    rows = await conn.fetch(UNSEEN_WITHIN, appservice_id, before, behind, after, limit)
     return [RoomEvent(**row) for row in rows]
 
 

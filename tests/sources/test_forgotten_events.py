@@ -4,19 +4,15 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 
-import aiohttp
 import pytest
 
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.sources.event_reader import HomeserverAwayError
-from appservice_bridge.storage import capture_log, room_events
+from appservice_bridge.storage import room_events
 from appservice_bridge.storage.database import Database, RefusedRowError
-from tests.support.facts import Connection, make_synapse_tables
-from tests.support.forgotten import ROOM, Lab, Shown, homeserver_that_shows
+from tests.support.facts import Connection
+from tests.support.forgotten import PUPPET, Lab, Shown, homeserver_that_shows, one_room
 from tests.support.intake import registered
-
-SERVER = "example.org"
-PUPPET = f"@b_1:{SERVER}"
 
 
 @pytest.fixture
@@ -27,22 +23,7 @@ async def shown() -> AsyncIterator[Shown]:
 
 @pytest.fixture
 async def lab(pg: Connection, db: Database, intake: Intake, shown: Shown) -> AsyncIterator[Lab]:
-    """A room that the puppet has joined, of which the first event came; the cursor is at 1."""
-    await make_synapse_tables(pg)
-    await pg.execute(
-        "insert into public.local_current_membership (room_id, user_id, event_id, membership)"
-        " values ($1, $2, '$join', 'join')",
-        ROOM,
-        PUPPET,
-    )
-    async with aiohttp.ClientSession() as session:
-        owners = registered(("bot", "@b_.*"))
-        one = Lab(pg=pg, intake=intake, shown=shown, db=db, session=session, owners=owners)
-        await one.say(1)
-        await one.relayed("$1")
-        await one.reach(1)
-        await one.finder().look_once()
-        assert await one.cursor() == 1
+    async with one_room(pg, db, intake, shown) as one:
         yield one
 
 
@@ -141,9 +122,7 @@ async def test_while_synapse_rests_it_holds_what_did_not_come(
 async def test_what_waits_in_the_log_has_come(lab: Lab) -> None:
     await lab.say(2)
     await lab.reach(2)
-    async with lab.db.transaction() as conn:
-        body = b'{"events":[{"event_id":"$2"}]}'
-        await capture_log.append_transaction(conn, "bot", txn_id="2", body=body)
+    await lab.stored("$2")
     await lab.pg.execute("update appservice_bridge.relayed set received_at = '2020-01-01'")
     assert await lab.finder().look_once() == 0
     assert await lab.counted("recovered") == 0
@@ -300,41 +279,3 @@ async def test_more_than_a_slice_is_compared_in_one_round(lab: Lab) -> None:
     await lab.reach(2650)
     assert await lab.finder().look_once() == 150
     assert await lab.got() == ["$1", *(f"${at}" for at in range(2501, 2651))]
-
-
-async def test_what_a_room_lost_goes_before_the_first_transaction_that_speaks_of_it(
-    lab: Lab,
-) -> None:
-    await lab.say(2)
-    await lab.say(3, room="!elsewhere")
-    await lab.say(4)
-    body = b'{"events":[{"event_id":"$4"}]}'
-    await lab.finder(quiet=60).before_first("bot", body)
-    assert await lab.got() == ["$1", "$2"]
-    assert await lab.cursor() == 1
-
-
-@pytest.mark.parametrize("body", [b"", b"[]", b'{"events": 1}', b'{"events": [{}]}', b"\xff"])
-async def test_a_first_transaction_that_cannot_be_read_is_let_through(
-    lab: Lab, body: bytes
-) -> None:
-    await lab.finder().before_first("bot", body)
-
-
-async def test_a_homeserver_that_hangs_holds_a_first_transaction_up_for_a_second_at_most(
-    lab: Lab,
-) -> None:
-    await lab.say(2)
-    await lab.say(3)
-
-    async def hang(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(30)
-        writer.close()
-
-    server = await asyncio.start_server(hang, "127.0.0.1", 0)
-    host, port = server.sockets[0].getsockname()
-    lab.shown.url = f"http://{host}:{port}"
-    async with asyncio.timeout(20):
-        await lab.finder().before_first("bot", b'{"events":[{"event_id":"$3"}]}')
-    server.close()
-    assert await lab.got() == ["$1"]

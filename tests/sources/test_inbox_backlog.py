@@ -1,15 +1,14 @@
 """The comparison of inbox and log beside a huge backlog, with statistics from before it."""
 
-import json
 import time
-from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.sources.reconciler import reconcile_once
 from appservice_bridge.storage import inbox
 from appservice_bridge.storage.database import Database, connect
 from tests.support.facts import Connection, attach
+from tests.support.plans import MODES, planned
 
 ROWS: Final = 200_000
 IN_THE_INBOX: Final = 1000
@@ -37,12 +36,6 @@ alter table public.device_inbox enable trigger user;
 """
 
 
-def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for child in plan.get("Plans", ()):
-        yield from nodes(child)
-
-
 async def fill(pg: Connection) -> None:
     await attach(pg)
     await pg.execute(BACKLOG)
@@ -67,16 +60,14 @@ async def test_the_log_is_joined_and_what_was_taken_is_probed(
     conn = await connect(database)
     async with conn.transaction():
         await conn.execute(inbox.COMPARE_AS_SETS)
-        await conn.execute(f"prepare missed as {inbox.APPEND_MISSED}")
-        for mode in ("force_custom_plan", "force_generic_plan"):
-            await conn.execute(f"set local plan_cache_mode = {mode}")
-            found = await conn.fetchval("explain (format json) execute missed(0, 1000)")
-            kinds = [node["Node Type"] for node in nodes(json.loads(found)[0]["Plan"])]
+        for mode in MODES:
+            ran = await planned(conn, inbox.APPEND_MISSED, "0, 1000", mode)
+            kinds = [node["Node Type"] for node in ran]
             assert "Nested Loop" not in kinds
             assert {"Hash Join", "Merge Join"} & set(kinds)
             probes = [
                 str(node.get("Relation Name"))
-                for node in nodes(json.loads(found)[0]["Plan"])
+                for node in ran
                 if node.get("Parent Relationship") == "SubPlan"
             ]
             assert sorted(probes) == ["foreign_user", "taken"]

@@ -17,6 +17,7 @@ from appservice_bridge.storage import inbox_cleaning
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError, connect
 from tests.support.delivered import add_device, delivered
 from tests.support.facts import Connection, attach, send
+from tests.support.plans import MODES, planned
 
 SYNAPSE_TRIES: Final = 5  # of one DB transaction that could not be serialized
 
@@ -136,7 +137,7 @@ async def test_even_in_a_race_for_the_same_rows_the_homeserver_gives_up_nothing(
     assert homeserver.slowest < 10
 
 
-@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("mode", MODES)
 async def test_rows_are_found_by_the_inbox_s_index_also_after_much_of_it_was_cleaned(
     pg: Connection, database: str, mode: str
 ) -> None:
@@ -152,13 +153,9 @@ async def test_rows_are_found_by_the_inbox_s_index_also_after_much_of_it_was_cle
     await pg.execute("vacuum analyze public.device_inbox")
     await pg.execute(rows)
     conn = await connect(database)
-    async with conn.transaction():
-        await conn.execute(f"set local plan_cache_mode = {mode}")
-        await conn.execute(f"prepare clean as {inbox_cleaning.CLEAN}")
-        key = "'@b_7:example.org', 'DEV', '{7,107,207,307,407,507,607,707,807,907}'"
-        plan = await conn.fetchval(f"explain (analyze, format json) execute clean({key})")
+    key = "'@b_7:example.org', 'DEV', '{7,107,207,307,407,507,607,707,807,907}'"
+    _, scan = await planned(conn, inbox_cleaning.CLEAN, key, mode)
     await conn.close()
-    [scan] = json.loads(plan)[0]["Plan"]["Plans"]
     assert scan["Node Type"].startswith("Index")
     assert scan["Actual Rows"] == 10
     assert scan.get("Rows Removed by Filter", 0) < 1000

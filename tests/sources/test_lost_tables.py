@@ -12,6 +12,7 @@ import pytest
 from appservice_bridge.domain.budget import Budget
 from appservice_bridge.domain.capture import CAPTURED, READ
 from appservice_bridge.routing.intake import Intake
+from appservice_bridge.sources.event_recovery import EventRecovery
 from appservice_bridge.sources.forgotten_events import ForgottenEvents
 from appservice_bridge.sources.inbox_cleaner import InboxCleaner
 from appservice_bridge.sources.membership_follower import run_membership_follower
@@ -55,7 +56,8 @@ async def test_every_loop_goes_on_without_a_table_that_it_reads(
     await pg.execute("reset search_path")
     owners = registered(("bot", "@b_.*"))
     async with aiohttp.ClientSession() as session:
-        forgotten = ForgottenEvents(db, owners, session, "http://127.0.0.1:9")
+        recovery = EventRecovery(db, owners, session, "http://127.0.0.1:9")
+        forgotten = ForgottenEvents(db, owners, recovery)
         keeper = Watchkeeper(db, Budget(), reads_synapse=True)
 
         async def follow(stop: asyncio.Event) -> None:

@@ -1,11 +1,10 @@
 """What following costs with 100,000 tracked users in 1,000 rooms: the change, not the server."""
 
-import json
 import statistics
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 import psycopg2
@@ -15,12 +14,12 @@ from appservice_bridge.dev.postgres import EmbeddedPostgres
 from appservice_bridge.routing.following import follow_once
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.storage import device_updates, membership_stream, seeding, tracking
-from appservice_bridge.storage.database import Connection, Database, connect
-from tests.storage.test_plans import scans
+from appservice_bridge.storage.database import Database, connect
 from tests.support.database import TEMPLATE
 from tests.support.facts import make_synapse_tables
 from tests.support.intake import nobody, registered
 from tests.support.memberships import Memberships, begin
+from tests.support.plans import MODES, is_scan, looked_at, planned
 
 OWNERS: Final = registered(("bot", "@b_.*"), ("irc", "@i_.*"))
 TRACKED: Final = 100_000
@@ -240,29 +239,15 @@ HOT: Final = {
 }
 
 
-async def planned(conn: Connection, hot: Hot, mode: str) -> list[dict[str, Any]]:
-    """The scans of one execution, which is then undone."""
-    transaction = conn.transaction()
-    await transaction.start()
-    await conn.execute(f"set local plan_cache_mode = {mode}")
-    await conn.execute(f"prepare hot as {hot.statement}")
-    try:
-        found = await conn.fetchval(f"explain (analyze, format json) execute hot({hot.parameters})")
-    finally:
-        await transaction.rollback()
-        await conn.execute("deallocate hot")
-    return list(scans(json.loads(found)[0]["Plan"]))
-
-
-@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("mode", MODES)
 async def test_every_statement_of_following_probes_indexes_and_reads_no_table_through(
     large: tuple[Memberships, Database], filled: str, mode: str
 ) -> None:
     conn = await connect(filled)
     wasteful = []
     for name, hot in HOT.items():
-        for scan in await planned(conn, hot, mode):
-            looked = scan["Actual Rows"] + scan.get("Rows Removed by Filter", 0)
+        for scan in filter(is_scan, await planned(conn, hot.statement, hot.parameters, mode)):
+            looked = looked_at(scan)
             if looked > hot.most or scan["Node Type"] == "Seq Scan":
                 wasteful.append(f"{name}: {looked} of {scan['Relation Name']}, {scan['Node Type']}")
     await conn.close()

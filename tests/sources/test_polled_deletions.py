@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,6 +24,7 @@ from tests.support.facts import (
     schedule_deletion,
     send,
 )
+from tests.support.plans import MODES, looked_at, planned
 from tests.support.polling import logged, polling_alone
 
 BOT = "@b_1:example.org"
@@ -343,13 +343,6 @@ async def test_what_synapse_forgot_is_forgotten(
     assert await pg.fetchval("select task_id from appservice_bridge.taken_deletion") == "task2"
 
 
-def scans(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    if node.get("Relation Name") == "scheduled_tasks":
-        yield node
-    for child in node.get("Plans", ()):
-        yield from scans(child)
-
-
 @pytest.fixture
 async def full(pg: Connection, database: str) -> OurConnection:
     """A homeserver with many tasks, of which the last three are fresh."""
@@ -365,24 +358,15 @@ async def test_tasks_are_read_by_their_stamp_and_no_more_than_the_last(
     if analyzed:
         await pg.execute("analyze")
     looked: list[tuple[str, str, float]] = []
-    for mode in ("force_custom_plan", "force_generic_plan"):
-        await full.execute(f"set plan_cache_mode = {mode}")
+    for mode in MODES:
         for name, statement, parameters in (
-            ("fresh", inbox_deletions.FRESH, "(60000, 1000)"),
+            ("fresh", inbox_deletions.FRESH, "60000, 1000"),
             ("last", inbox_deletions.LAST, ""),
         ):
-            await full.execute(f"prepare {name} as {statement}")
-            found = await full.fetchval(
-                f"explain (analyze, format json) execute {name}{parameters}"
-            )
-            await full.execute(f"deallocate {name}")
             looked += [
-                (
-                    name,
-                    scan["Node Type"],
-                    scan["Actual Rows"] + scan.get("Rows Removed by Filter", 0),
-                )
-                for scan in scans(json.loads(found)[0]["Plan"])
+                (name, node["Node Type"], looked_at(node))
+                for node in await planned(full, statement, parameters, mode)
+                if node.get("Relation Name") == "scheduled_tasks"
             ]
     assert {name for name, _, _ in looked} == {"fresh", "last"}
     assert [one for one in looked if one[1] == "Seq Scan" or one[2] > 200] == []

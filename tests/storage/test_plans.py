@@ -1,9 +1,8 @@
 """The hot statements read no more than they need of tables that have grown large."""
 
-import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import psycopg2
 import pytest
@@ -27,6 +26,7 @@ from appservice_bridge.storage import (
 )
 from appservice_bridge.storage.database import Connection, connect
 from tests.support.database import TEMPLATE
+from tests.support.plans import MODES, Node, is_scan, looked_at, planned
 
 ROWS: Final = 100_000
 FEWER: Final = 20_000  # where a key is a digest or three columns, filling takes long
@@ -228,38 +228,7 @@ async def full(filled: str) -> AsyncIterator[Connection]:
     await conn.close()
 
 
-def nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield node
-    for child in node.get("Plans", ()):
-        yield from nodes(child)
-
-
-def scans(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for one in nodes(node):
-        if is_scan(one):
-            yield one
-
-
-def is_scan(node: dict[str, Any]) -> bool:
-    return node["Node Type"].endswith("Scan") and "Relation Name" in node
-
-
-async def planned(conn: Connection, hot: Hot, mode: str) -> list[dict[str, Any]]:
-    """The nodes of one execution, which is then undone."""
-    parameters = f"({hot.parameters})" if hot.parameters else ""
-    transaction = conn.transaction()
-    await transaction.start()
-    await conn.execute(f"set local plan_cache_mode = {mode}")
-    await conn.execute(f"prepare hot as {hot.statement}")
-    try:
-        found = await conn.fetchval(f"explain (analyze, format json) execute hot{parameters}")
-    finally:
-        await transaction.rollback()
-        await conn.execute("deallocate hot")
-    return list(nodes(json.loads(found)[0]["Plan"]))
-
-
-def too_much(node: dict[str, Any], hot: Hot) -> str | None:
+def too_much(node: Node, hot: Hot) -> str | None:
     """What a node looked at in vain: rows of a large table, or pairs of rows that do not fit."""
     in_vain = node.get("Rows Removed by Join Filter", 0)
     if in_vain > MOST_PAIRS:
@@ -267,18 +236,19 @@ def too_much(node: dict[str, Any], hot: Hot) -> str | None:
     if not is_scan(node):
         return None
     most = hot.looks_at.get(node["Relation Name"], ROWS)
-    looked = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+    looked = looked_at(node)
     if looked > most or (node["Node Type"] == "Seq Scan" and most < ROWS):
-        return f"{looked} rows by {node['Node Type']}"
+        return f"{looked:.0f} rows by {node['Node Type']}"
     return None
 
 
 async def wasteful(conn: Connection) -> list[str]:
     """Every scan or join that looks at more than it needs."""
     found = []
-    for mode in ("force_custom_plan", "force_generic_plan"):
+    for mode in MODES:
         for name, hot in HOT.items():
-            seen = [too_much(node, hot) for node in await planned(conn, hot, mode)]
+            ran = await planned(conn, hot.statement, hot.parameters, mode)
+            seen = [too_much(node, hot) for node in ran]
             found += [f"{name}, {mode}: {looked}" for looked in seen if looked]
     return found
 

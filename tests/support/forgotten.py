@@ -11,12 +11,16 @@ from aiohttp import web
 
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.routing.intake import Intake
+from appservice_bridge.sources.event_recovery import EventRecovery
 from appservice_bridge.sources.forgotten_events import ForgottenEvents
+from appservice_bridge.sources.room_order import RoomOrder
 from appservice_bridge.storage import capture_log
 from appservice_bridge.storage.database import Database
-from tests.support.facts import Connection
+from tests.support.facts import Connection, make_synapse_tables
+from tests.support.intake import registered
 
 ROOM = "!room"
+PUPPET = "@b_1:example.org"
 
 
 @dataclass(kw_only=True)
@@ -53,6 +57,29 @@ async def homeserver_that_shows() -> AsyncIterator[Shown]:
     await runner.cleanup()
 
 
+@asynccontextmanager
+async def one_room(
+    pg: Connection, db: Database, intake: Intake, shown: Shown
+) -> AsyncIterator["Lab"]:
+    """A room that the puppet has joined, of which the first event came; the cursor is at 1."""
+    await make_synapse_tables(pg)
+    await pg.execute(
+        "insert into public.local_current_membership (room_id, user_id, event_id, membership)"
+        " values ($1, $2, '$join', 'join')",
+        ROOM,
+        PUPPET,
+    )
+    async with aiohttp.ClientSession() as session:
+        owners = registered(("bot", "@b_.*"))
+        one = Lab(pg=pg, intake=intake, shown=shown, db=db, session=session, owners=owners)
+        await one.say(1)
+        await one.relayed("$1")
+        await one.reach(1)
+        await one.finder().look_once()
+        assert await one.cursor() == 1
+        yield one
+
+
 @dataclass(kw_only=True)
 class Lab:
     """Synapse's tables, a finder, and what the appservice would get."""
@@ -68,11 +95,16 @@ class Lab:
         return ForgottenEvents(
             self.db,
             self.owners,
-            self.session,
-            self.shown.url,
+            self._recovery(),
             quiet_seconds=quiet,
             resting_seconds=resting,
         )
+
+    def room_order(self) -> RoomOrder:
+        return RoomOrder(self.db, self._recovery())
+
+    def _recovery(self) -> EventRecovery:
+        return EventRecovery(self.db, self.owners, self.session, self.shown.url)
 
     async def say(self, at: int, *, room: str = ROOM, kind: str = "m.x", shows: bool = True) -> str:
         """An event that Synapse has committed."""
@@ -101,11 +133,15 @@ class Lab:
             "update public.appservice_stream_position set stream_ordering = $1", position
         )
 
-    async def relayed(self, *event_ids: str) -> None:
-        """A transaction of the homeserver, long enough ago."""
+    async def stored(self, *event_ids: str) -> None:
+        """A transaction of the homeserver that intake has yet to look at."""
         body = json.dumps({"events": [{"event_id": one} for one in event_ids]}).encode()
         async with self.db.transaction() as conn:
             await capture_log.append_transaction(conn, "bot", txn_id=str(event_ids), body=body)
+
+    async def relayed(self, *event_ids: str) -> None:
+        """A transaction of the homeserver, long enough ago."""
+        await self.stored(*event_ids)
         await self.intake.consume_once()
         await self.pg.execute(
             "update appservice_bridge.relayed set received_at = now() - interval '1 hour'"

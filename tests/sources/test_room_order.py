@@ -1,0 +1,203 @@
+"""What a room lacks is in the log before what comes of it, whatever Synapse's sender left out."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Final
+
+import pytest
+
+from appservice_bridge.routing.intake import Intake
+from appservice_bridge.sources import room_order
+from appservice_bridge.sources.room_order import RoomOrder
+from appservice_bridge.storage import room_events
+from appservice_bridge.storage.database import Database, connect
+from tests.support.facts import Connection
+from tests.support.forgotten import ROOM, Lab, homeserver_that_shows, one_room
+from tests.support.plans import MODES, is_scan, looked_at, planned
+
+EVENTS: Final = 20_000
+MANY_EVENTS: Final = f"""
+insert into public.events (stream_ordering, topological_ordering, event_id, type, room_id,
+                           processed, outlier, sender)
+select n, n, '$' || n, 'm.x', '!' || n % 2, true, false, '@alice:example.org'
+  from generate_series(2, {EVENTS}) as n;
+insert into appservice_bridge.seen_event
+select 'bot', sha256(('$' || n)::bytea), now() from generate_series(2, {EVENTS} - 30) as n
+"""
+# One room is known up to shortly before; of the other nothing is, and all was compared till then.
+LOOK: Final = (
+    f"'bot', '{{${EVENTS},${EVENTS - 1}}}', '{{${EVENTS - 10},null}}', {EVENTS - 20}, 1000"
+)
+
+
+@pytest.fixture
+async def lab(pg: Connection, db: Database, intake: Intake) -> AsyncIterator[Lab]:
+    async with homeserver_that_shows() as shown, one_room(pg, db, intake, shown) as one:
+        yield one
+
+
+def of(*event_ids: str, room: str = ROOM) -> bytes:
+    """A transaction with these events."""
+    events = [{"event_id": one, "room_id": room} for one in event_ids]
+    return json.dumps({"events": events}).encode()
+
+
+async def store(lab: Lab, order: RoomOrder, *event_ids: str) -> None:
+    """As the relay does it."""
+    async with order.kept("bot", of(*event_ids)):
+        await lab.relayed(*event_ids)
+
+
+async def test_what_a_room_lacks_comes_before_what_is_said_in_it(lab: Lab) -> None:
+    await lab.say(2)
+    await lab.say(3, room="!elsewhere")
+    await lab.say(4)
+    await store(lab, lab.room_order(), "$4")
+    assert await lab.got() == ["$1", "$2", "$4"]
+    assert (await lab.cursor(), await lab.counted("recovered")) == (1, 1)
+
+
+async def test_what_is_lacking_between_two_transactions_comes_before_the_second(lab: Lab) -> None:
+    order = lab.room_order()
+    for at in range(2, 8):
+        await lab.say(at)
+    await store(lab, order, "$2", "$3")
+    await store(lab, order, "$6")
+    await store(lab, order, "$7")
+    assert await lab.got() == [f"${at}" for at in range(1, 8)]
+    assert await lab.counted("recovered") == 2
+
+
+async def test_what_was_overtaken_is_a_repeat_when_it_comes(lab: Lab) -> None:
+    order = lab.room_order()
+    await lab.say(2)
+    await lab.say(3)
+    await store(lab, order, "$3")
+    await store(lab, order, "$2")
+    assert await lab.got() == ["$1", "$2", "$3"]
+    assert await lab.counted("repeated") == 1
+
+
+async def test_a_transaction_that_was_not_stored_has_not_come(lab: Lab) -> None:
+    order = lab.room_order()
+    await lab.say(2)
+    await lab.say(3)
+    with pytest.raises(OSError, match="no room"):
+        async with order.kept("bot", of("$2")):
+            raise OSError("no room")
+    await store(lab, order, "$3")
+    assert await lab.got() == ["$1", "$2", "$3"]
+
+
+async def test_more_than_a_slice_is_recovered_in_its_order(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room_order, "SLICE", 7)
+    monkeypatch.setattr(room_order, "BATCH", 3)
+    for at in range(2, 32):
+        await lab.say(at)
+    await store(lab, lab.room_order(), "$31")
+    assert await lab.got() == [f"${at}" for at in range(1, 32)]
+
+
+async def test_what_waits_in_the_log_is_not_lacking(lab: Lab) -> None:
+    await lab.say(2)
+    await lab.say(3)
+    await lab.stored("$2")
+    await store(lab, lab.room_order(), "$3")
+    assert await lab.got() == ["$1", "$2", "$3"]
+    assert await lab.counted("recovered") == 0
+
+
+async def test_behind_a_long_log_nobody_looks_and_later_all_the_same(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = lab.room_order()
+    await lab.say(2)
+    await lab.say(3)
+    await lab.stored()
+    with monkeypatch.context() as patched:
+        patched.setattr(room_events, "LONGEST_LOG", 0)
+        async with order.kept("bot", of("$3")):
+            pass
+    await lab.got()
+    assert await lab.counted("recovered") == 0
+    await store(lab, order, "$3")
+    assert await lab.got() == ["$1", "$2", "$3"]
+
+
+async def test_what_is_remembered_has_a_limit(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room_order, "MOST_ROOMS", 1)
+    order = lab.room_order()
+    for at in range(2, 6):
+        await lab.say(at)
+        async with order.kept("other", of(f"${at}", room=f"!{at}")):
+            pass
+    await store(lab, order, "$5")
+    assert await lab.got() == [f"${at}" for at in range(1, 6)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[]", b'{"events": 1}', b'{"events": [{}]}', b"\xff", of("$2", room=1)],  # type: ignore[arg-type]
+)
+async def test_what_cannot_be_read_is_let_through(lab: Lab, body: bytes) -> None:
+    stored = False
+    async with lab.room_order().kept("bot", body):
+        stored = True
+    assert stored
+
+
+async def test_without_a_table_it_is_let_through_and_asked_for_again_after_a_while(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = lab.room_order()
+    await lab.say(2)
+    await lab.say(3)
+    await lab.say(4)
+    await lab.pg.execute("alter table public.events rename to gone")
+    async with order.kept("bot", of("$3")):
+        pass
+    await lab.pg.execute("alter table public.gone rename to events")
+    async with order.kept("bot", of("$3")):
+        pass
+    assert await lab.got() == ["$1"]
+    loop = asyncio.get_running_loop()
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "time", lambda now=loop.time: now() + 60)
+        await store(lab, order, "$4")
+    assert await lab.got() == ["$1", "$2", "$3", "$4"]
+
+
+async def test_a_homeserver_that_hangs_holds_a_transaction_up_for_a_while_at_most(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room_order, "LONGEST_SECONDS", 0.2)
+    await lab.say(2)
+    await lab.say(3)
+
+    async def hang(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(30)
+        writer.close()
+
+    server = await asyncio.start_server(hang, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    lab.shown.url = f"http://{host}:{port}"
+    async with asyncio.timeout(20):
+        await store(lab, lab.room_order(), "$3")
+    server.close()
+    assert await lab.got() == ["$1", "$3"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_look_reads_what_lies_between_two_events_of_a_room(
+    lab: Lab, database: str, mode: str
+) -> None:
+    await lab.pg.execute(MANY_EVENTS)
+    conn = await connect(database)
+    ran = await planned(conn, room_events.UNSEEN_WITHIN, LOOK, mode)
+    await conn.close()
+    scans = [(node["Relation Name"], looked_at(node)) for node in ran if is_scan(node)]
+    assert {name for name, _ in scans} == {"events", "event_cursor", "seen_event"}
+    assert [one for one in scans if one[1] > 10] == []
