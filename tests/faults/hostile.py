@@ -40,22 +40,25 @@ class Exchange:
         self._reader = reader
         self.writer = writer
         self._log = log
-        self.txn_id = ""
+        self.txn_id: str | None = None
         self._length = 0
 
     async def head(self) -> None:
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode()
-        self.txn_id = head.split(" ")[1].rpartition("/")[2]
+        before, _, last = head.split(" ")[1].rpartition("/")
+        self.txn_id = last if before.endswith("/transactions") else None  # else it is a ping
         _, _, length = head.lower().partition("\r\ncontent-length:")
         self._length = int(length.partition("\r\n")[0])
 
     async def body(self) -> None:
         """Read it, and write down what came."""
-        self._log.came(self.txn_id, await self._reader.readexactly(self._length))
+        body = await self._reader.readexactly(self._length)
+        if self.txn_id is not None:
+            self._log.came(self.txn_id, body)
 
     async def say(self, answer: bytes, *, status: int | None = None) -> None:
         """What counts as an answer is written down before it is given."""
-        if status is not None:
+        if status is not None and self.txn_id is not None:
             self._log.answers(self.txn_id, status)
         self.writer.write(answer)
         await self.writer.drain()
