@@ -6,7 +6,8 @@ what that has not sent yet in memory. When it dies there, nobody but this module
 A restart of it leaves no sure sign in its database, so nothing waits for one: every few seconds the
 events up to its position are compared with what came. What did not come counts as forgotten when
 Synapse cannot hold it any more: something later came, and it sends in order; or nothing came from
-it for a while, with the relay at work. An error here costs a second copy that intake drops.
+it for a while, with the relay at work; or minutes have passed. An error here costs a second copy
+that intake drops.
 """
 
 import asyncio
@@ -33,6 +34,7 @@ UNREADABLE_PAUSE_SECONDS: Final = 30.0  # the drift guard says what is missing
 EVERY_SECONDS: Final = 5.0
 QUIET_SECONDS: Final = 10.0
 RESTING_SECONDS: Final = 30.0  # it is woken from its rests when the relay can store again
+LONGEST_SECONDS: Final = 300.0  # nothing is in memory for that long, whatever else comes meanwhile
 SLICE: Final = 1000
 BATCH: Final = 100
 
@@ -185,8 +187,11 @@ class ForgottenEvents:
             )
         if holding.overtaken:
             return True
+        waited = now - note.at
+        if not holding.resting and waited >= LONGEST_SECONDS:
+            return True
         patience = self._resting_seconds if holding.resting else self._quiet_seconds
-        return not holding.sending and now - note.at >= patience
+        return not holding.sending and waited >= patience
 
     async def _recover(self, missing: Missing, cursor: int, to: int) -> int:
         """Put what is missing into the log, and the cursor behind it; returns how many it was."""

@@ -75,13 +75,13 @@ class RoomOrder:
         recovered by then comes later, behind that transaction.
         """
         said = _said(body)
-        whole = await self._whole(appservice_id, said)
+        looked = await self._look(appservice_id, said)
         yield
-        if whole:
+        if looked:
             self._remember(appservice_id, said)
 
-    async def _whole(self, appservice_id: str, said: Said) -> bool:
-        """Whether all that belongs before these is in the log now."""
+    async def _look(self, appservice_id: str, said: Said) -> bool:
+        """Recover what belongs before these; whether a later look may begin behind them."""
         now = asyncio.get_running_loop().time()
         if not said or now < self._rests_until:
             return False
@@ -91,9 +91,10 @@ class RoomOrder:
         except SourceUnreadableError:  # the drift guard says what is missing
             self._rests_until = now + UNREADABLE_PAUSE_SECONDS
             return False
-        except (TimeoutError, BridgeError) as error:
-            reason = str(error) or "it takes too long"
-            log.warning("room_order.late", appservice=appservice_id, reason=reason)
+        except TimeoutError:  # and the next transactions are not held up by the same again
+            log.warning("room_order.late", appservice=appservice_id, reason="it takes too long")
+        except BridgeError as error:
+            log.warning("room_order.late", appservice=appservice_id, reason=str(error))
             return False
         return True
 

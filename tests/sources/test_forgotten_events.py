@@ -8,7 +8,7 @@ import pytest
 
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.sources.event_reader import HomeserverAwayError
-from appservice_bridge.storage import room_events
+from appservice_bridge.storage import capture_log, room_events
 from appservice_bridge.storage.database import Database, RefusedRowError
 from tests.support.facts import Connection
 from tests.support.forgotten import PUPPET, Lab, Shown, homeserver_that_shows, one_room
@@ -93,6 +93,21 @@ async def test_nothing_is_recovered_before_it_was_quiet_for_a_while(
     assert await finder.look_once() == 1
 
 
+async def test_what_is_not_overtaken_while_much_comes_is_recovered_at_last(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await lab.say(2)
+    await lab.reach(2)
+    await lab.pg.execute("update appservice_bridge.relayed set received_at = clock_timestamp()")
+    finder = lab.finder(quiet=60)
+    assert await finder.look_once() == 0
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "time", lambda now=loop.time: now() + 310)
+    await lab.pg.execute("update appservice_bridge.relayed set received_at = clock_timestamp()")
+    assert await finder.look_once() == 1
+    assert await lab.got() == ["$1", "$2"]
+
+
 async def test_what_something_later_has_overtaken_is_recovered_at_once(lab: Lab) -> None:
     await lab.say(2)
     await lab.reach(2)
@@ -127,6 +142,19 @@ async def test_what_waits_in_the_log_has_come(lab: Lab) -> None:
     assert await lab.finder().look_once() == 0
     assert await lab.counted("recovered") == 0
     assert await lab.got() == ["$1", "$2"]
+
+
+async def test_what_is_only_named_in_the_log_has_not_come(lab: Lab) -> None:
+    await lab.say(2)
+    await lab.say(3)
+    await lab.reach(3)
+    reply = {"event_id": "$3", "content": {"m.in_reply_to": {"event_id": "$2"}}}
+    async with lab.db.transaction() as conn:
+        body = json.dumps({"events": [reply]}).encode()
+        await capture_log.append_transaction(conn, "bot", txn_id="reply", body=body)
+    await lab.pg.execute("update appservice_bridge.relayed set received_at = '2020-01-01'")
+    assert await lab.finder().look_once() == 1
+    assert sorted(await lab.got()) == ["$1", "$2", "$3"]
 
 
 async def test_rejected_events_and_dummies_and_rooms_of_others_are_none_of_ours(lab: Lab) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.sources import room_order
 from appservice_bridge.sources.room_order import RoomOrder
-from appservice_bridge.storage import room_events
+from appservice_bridge.storage import capture_log, room_events
 from appservice_bridge.storage.database import Database, connect
 from tests.support.facts import Connection
 from tests.support.forgotten import ROOM, Lab, homeserver_that_shows, one_room
@@ -110,6 +111,25 @@ async def test_what_waits_in_the_log_is_not_lacking(lab: Lab) -> None:
     assert await lab.counted("recovered") == 0
 
 
+@pytest.mark.parametrize(
+    "names_it",
+    [
+        {"ephemeral": [{"type": "m.receipt", "room_id": ROOM, "content": {"$2": {}}}]},
+        {"events": [{"event_id": "$9", "content": {"m.in_reply_to": {"event_id": "$2"}}}]},
+        {"events": [{"event_id": "$22", "content": {}}]},
+    ],
+)
+async def test_what_is_only_named_in_the_log_is_lacking(lab: Lab, names_it: object) -> None:
+    await lab.say(2)
+    await lab.say(3)
+    async with lab.db.transaction() as conn:
+        body = json.dumps(names_it).encode()
+        await capture_log.append_transaction(conn, "bot", txn_id="names it", body=body)
+    await store(lab, lab.room_order(), "$3")
+    got = [one for one in await lab.got() if one in {"$2", "$3"}]
+    assert got == ["$2", "$3"]
+
+
 async def test_behind_a_long_log_nobody_looks_and_later_all_the_same(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,24 +190,36 @@ async def test_without_a_table_it_is_let_through_and_asked_for_again_after_a_whi
     assert await lab.got() == ["$1", "$2", "$3", "$4"]
 
 
-async def test_a_homeserver_that_hangs_holds_a_transaction_up_for_a_while_at_most(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(room_order, "LONGEST_SECONDS", 0.2)
-    await lab.say(2)
-    await lab.say(3)
+@asynccontextmanager
+async def hanging() -> AsyncIterator[str]:
+    """The address of one who takes questions and answers none."""
+    asked: set[asyncio.StreamWriter] = set()
 
     async def hang(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(30)
-        writer.close()
+        asked.add(writer)
 
     server = await asyncio.start_server(hang, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
-    lab.shown.url = f"http://{host}:{port}"
-    async with asyncio.timeout(20):
-        await store(lab, lab.room_order(), "$3")
+    yield f"http://{host}:{port}"
     server.close()
-    assert await lab.got() == ["$1", "$3"]
+    for writer in asked:
+        writer.close()
+
+
+async def test_a_homeserver_that_hangs_holds_a_room_up_once_and_for_a_while_at_most(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room_order, "LONGEST_SECONDS", 1.0)
+    await lab.say(2)
+    await lab.say(3)
+    await lab.say(4)
+    async with hanging() as lab.shown.url:
+        order = lab.room_order()
+        async with asyncio.timeout(20):
+            await store(lab, order, "$3")
+        async with asyncio.timeout(0.9):
+            await store(lab, order, "$4")
+    assert await lab.got() == ["$1", "$3", "$4"]
 
 
 @pytest.mark.parametrize("mode", MODES)

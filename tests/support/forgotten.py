@@ -151,7 +151,9 @@ class Lab:
         """Event ids in the outbox, in order."""
         while not (await self.intake.consume_once()).done:
             pass
-        rows = await self.pg.fetch("select payload from appservice_bridge.outbox order by position")
+        rows = await self.pg.fetch(
+            "select payload from appservice_bridge.outbox where kind = 'event' order by position"
+        )
         return [json.loads(row["payload"])["event_id"] for row in rows]
 
     async def counted(self, outcome: str) -> int:
