@@ -55,7 +55,13 @@ class SynapseSide:
         self._came = asyncio.Event()
         self._polling = Polling(database, server_name=homeserver.server_name)
         self._guard = DriftGuard(database, self._polling, wanted=CaptureMode(homeserver.capture))
-        recovery = EventRecovery(database, owners, session, homeserver.url)
+        recovery = EventRecovery(
+            database,
+            owners,
+            session,
+            homeserver.url,
+            before=self._polling.catch_up,
+        )
         self._forgotten = ForgottenEvents(database, owners, recovery)
         self._room_order = RoomOrder(database, recovery)
         self._cleaner = InboxCleaner(database, owners, cleaned(of))

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -51,10 +51,15 @@ class Missing:
         return replace(self, events=self.events[count:])
 
 
+async def _nothing(_: Connection) -> None:
+    """Nothing has to be in the log before an event."""
+
+
 class EventRecovery:
     """What is missing for an appservice, and the way of it into the log.
 
-    The log takes an event as often as it is put there, and intake drops the copies.
+    The log takes an event as often as it is put there, and intake drops the copies. Ahead of it
+    goes `before`: what has to be in the log before an event is.
     """
 
     def __init__(
@@ -63,8 +68,11 @@ class EventRecovery:
         owners: Owners,
         session: aiohttp.ClientSession,
         homeserver_url: str,
+        *,
+        before: Callable[[Connection], Awaitable[None]] = _nothing,
     ) -> None:
         self._database = database
+        self._before = before
         self._registrations = owners.registrations
         self._interests = {
             id_: RoomInterest(registration, server_name=owners.server_name)
@@ -116,8 +124,34 @@ class EventRecovery:
         if shown:
             missing = replace(missing, events=[event for event, _ in shown])
             async with self._database.beside_synapse() as conn:
-                await put(conn, missing, [one for _, one in shown])
+                await self.put(conn, missing, [one for _, one in shown])
         return len(shown)
+
+    async def put(self, conn: Connection, missing: Missing, read: Sequence[bytes | None]) -> None:
+        """Append what could be read, bury the rest by name, and count both.
+
+        A redaction of what is not here is kept back by Synapse from everyone, so it was not
+        forgotten.
+        """
+        if not read:
+            return
+        id_ = missing.registration.id
+        outcomes = [_outcome(*one) for one in zip(missing.events, read, strict=True)]
+        await ledger.count(
+            conn, Counter(LedgerKey(id_, Kind.EVENT, outcome) for outcome in outcomes)
+        )
+        if found := [one for one in read if one is not None]:
+            await self._before(conn)
+            await room_events.append(conn, id_, found)
+            await notifications.wake_intake(conn)
+        lost = [
+            event
+            for event, outcome in zip(missing.events, outcomes, strict=True)
+            if outcome is LedgerOutcome.UNRECOVERABLE
+        ]
+        if lost:
+            await dead_letters.bury(conn, [_buried(id_, event) for event in lost])
+        log.warning("forgotten_events.found", appservice=id_, **Counter(map(str, outcomes)))
 
     async def _read_one(self, missing: Missing, event: RoomEvent) -> bytes | None:
         """What a user of the appservice may read; what happened to one of them in any case.
@@ -147,29 +181,6 @@ class EventRecovery:
                 return as_sent(event, pdu, replaced=before, now_ms=now_ms)
             except (MalformedError, KeyError, ValueError):
                 return None
-
-
-async def put(conn: Connection, missing: Missing, read: Sequence[bytes | None]) -> None:
-    """Append what could be read, bury the rest by name, and count both.
-
-    A redaction of what is not here is kept back by Synapse from everyone, so it was not forgotten.
-    """
-    if not read:
-        return
-    id_ = missing.registration.id
-    outcomes = [_outcome(*one) for one in zip(missing.events, read, strict=True)]
-    await ledger.count(conn, Counter(LedgerKey(id_, Kind.EVENT, outcome) for outcome in outcomes))
-    if found := [one for one in read if one is not None]:
-        await room_events.append(conn, id_, found)
-        await notifications.wake_intake(conn)
-    lost = [
-        event
-        for event, outcome in zip(missing.events, outcomes, strict=True)
-        if outcome is LedgerOutcome.UNRECOVERABLE
-    ]
-    if lost:
-        await dead_letters.bury(conn, [_buried(id_, event) for event in lost])
-    log.warning("forgotten_events.found", appservice=id_, **Counter(map(str, outcomes)))
 
 
 def _outcome(event: RoomEvent, read: bytes | None) -> LedgerOutcome:

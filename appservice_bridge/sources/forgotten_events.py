@@ -20,7 +20,7 @@ import structlog
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.sources.event_reader import HomeserverAwayError
-from appservice_bridge.sources.event_recovery import EventRecovery, Missing, put
+from appservice_bridge.sources.event_recovery import EventRecovery, Missing
 from appservice_bridge.storage import room_events
 from appservice_bridge.storage.database import (
     Database,
@@ -200,5 +200,5 @@ class ForgottenEvents:
             return 0
         async with self._database.beside_synapse() as conn:
             await room_events.raise_cursor(conn, missing.registration.id, at=cursor, to=to)
-            await put(conn, missing, read)
+            await self._recovery.put(conn, missing, read)
         return sum(one is not None for one in read)

@@ -8,13 +8,16 @@ from typing import Final
 
 import pytest
 
+from appservice_bridge.domain.capture import CaptureMode
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.sources import room_order
+from appservice_bridge.sources.drift_guard import DriftGuard
+from appservice_bridge.sources.polling import Polling
 from appservice_bridge.sources.room_order import RoomOrder
 from appservice_bridge.storage import capture_log, room_events
 from appservice_bridge.storage.database import Database, connect
-from tests.support.facts import Connection
-from tests.support.forgotten import ROOM, Lab, homeserver_that_shows, one_room
+from tests.support.facts import Connection, send
+from tests.support.forgotten import PUPPET, ROOM, Lab, homeserver_that_shows, one_room
 from tests.support.plans import MODES, is_scan, looked_at, planned
 
 EVENTS: Final = 20_000
@@ -128,6 +131,19 @@ async def test_what_is_only_named_in_the_log_is_lacking(lab: Lab, names_it: obje
     await store(lab, lab.room_order(), "$3")
     got = [one for one in await lab.got() if one in {"$2", "$3"}]
     assert got == ["$2", "$3"]
+
+
+async def test_where_keys_are_polled_they_come_before_what_a_room_lacks(lab: Lab) -> None:
+    polling = Polling(lab.db, server_name="example.org")
+    await DriftGuard(lab.db, polling, wanted=CaptureMode.POLLING).look()
+    lab.before = polling.catch_up
+    await send(lab.pg, PUPPET, 1, n=1)
+    await lab.say(2)
+    await lab.say(3)
+    await store(lab, lab.room_order(), "$3")
+    await lab.got()
+    rows = await lab.pg.fetch("select kind from appservice_bridge.outbox order by position")
+    assert [row["kind"] for row in rows] == ["event", "to_device", "event", "event"]
 
 
 async def test_behind_a_long_log_nobody_looks_and_later_all_the_same(

@@ -1,7 +1,7 @@
 """What Synapse committed and what it shows, for a finder of the events that it forgot."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,6 +90,7 @@ class Lab:
     db: Database
     session: aiohttp.ClientSession
     owners: Owners
+    before: Callable[[Connection], Awaitable[None]] | None = None
 
     def finder(self, *, quiet: float = 0.0, resting: float = 0.0) -> ForgottenEvents:
         return ForgottenEvents(
@@ -104,7 +105,10 @@ class Lab:
         return RoomOrder(self.db, self._recovery())
 
     def _recovery(self) -> EventRecovery:
-        return EventRecovery(self.db, self.owners, self.session, self.shown.url)
+        url = self.shown.url
+        if self.before is None:
+            return EventRecovery(self.db, self.owners, self.session, url)
+        return EventRecovery(self.db, self.owners, self.session, url, before=self.before)
 
     async def say(self, at: int, *, room: str = ROOM, kind: str = "m.x", shows: bool = True) -> str:
         """An event that Synapse has committed."""
