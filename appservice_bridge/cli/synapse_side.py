@@ -61,6 +61,7 @@ class SynapseSide:
             session,
             homeserver.url,
             before=self._polling.catch_up,
+            budget=of.config.budget.limits(),
         )
         self._forgotten = ForgottenEvents(database, owners, recovery)
         self._room_order = RoomOrder(database, recovery)

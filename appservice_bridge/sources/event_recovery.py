@@ -10,6 +10,7 @@ from typing import Final
 import aiohttp
 import structlog
 
+from appservice_bridge.domain.budget import Budget
 from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.raw_json import MalformedError
@@ -24,6 +25,7 @@ from appservice_bridge.sources.event_reader import (
     replaced_state,
 )
 from appservice_bridge.storage import dead_letters, ledger, notifications, room_events
+from appservice_bridge.storage.budget import require_space
 from appservice_bridge.storage.database import Connection, Database
 from appservice_bridge.storage.dead_letters import Buried
 from appservice_bridge.storage.ledger import LedgerKey
@@ -70,9 +72,11 @@ class EventRecovery:
         homeserver_url: str,
         *,
         before: Callable[[Connection], Awaitable[None]] = _nothing,
+        budget: Budget = Budget(),  # noqa: B008 - frozen
     ) -> None:
         self._database = database
         self._before = before
+        self._budget = budget
         self._registrations = owners.registrations
         self._interests = {
             id_: RoomInterest(registration, server_name=owners.server_name)
@@ -116,8 +120,13 @@ class EventRecovery:
     async def recover_shown(self, missing: Missing, *, stored_first: bool = False) -> int:
         """Put what can be read into the log, and leave the rest to be found again.
 
-        Returns how many events it was. The errors are those of `read`.
+        Returns how many events it was. The errors are those of `read`, and
+
+        Raises:
+            OverBudgetError: there is no room for more.
         """
+        async with self._database.transaction() as conn:
+            await self.require_space(conn, missing.registration.id)
         read = await self.read(missing, stored_first=stored_first)
         pairs = zip(missing.events, read, strict=True)
         shown = [(event, one) for event, one in pairs if one is not None]
@@ -126,6 +135,15 @@ class EventRecovery:
             async with self._database.beside_synapse() as conn:
                 await self.put(conn, missing, [one for _, one in shown])
         return len(shown)
+
+    async def require_space(self, conn: Connection, appservice_id: str) -> None:
+        """Leave to Synapse's tables what there is no room for.
+
+        Raises:
+            OverBudgetError: so it is.
+        """
+        limit = self._budget.appservice_bytes
+        await require_space(conn, appservice_id, appservice_bytes=limit)
 
     async def put(self, conn: Connection, missing: Missing, read: Sequence[bytes | None]) -> None:
         """Append what could be read, bury the rest by name, and count both.

@@ -22,6 +22,7 @@ from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.sources.event_reader import HomeserverAwayError
 from appservice_bridge.sources.event_recovery import EventRecovery, Missing
 from appservice_bridge.storage import room_events
+from appservice_bridge.storage.budget import OverBudgetError
 from appservice_bridge.storage.database import (
     Database,
     DatabaseUnavailableError,
@@ -144,6 +145,8 @@ class ForgottenEvents:
                 away = error
             except room_events.CursorMovedError:
                 self._notes.pop(appservice_id, None)
+            except OverBudgetError:
+                log.debug("forgotten_events.no_room", appservice=appservice_id)
         if away is not None:
             raise away
         return recovered
@@ -161,7 +164,7 @@ class ForgottenEvents:
         while cursor < note.bound:
             missing, to = await self._missing(appservice_id, cursor, note.bound)
             batch = missing.first(BATCH)
-            if batch.events and not await self._forgotten(appservice_id, note, now):
+            if batch.events and not await self._is_due(appservice_id, note, now):
                 to, batch = batch.events[0].stream_ordering - 1, missing.first(0)
                 note = replace(note, bound=to)  # this far, and no further in this round
             elif len(missing.events) > BATCH:
@@ -178,6 +181,15 @@ class ForgottenEvents:
             )
             missing = await self._recovery.missing(conn, appservice_id, unseen)
         return missing, bound if len(unseen) < SLICE else unseen[-1].stream_ordering
+
+    async def _is_due(self, appservice_id: str, note: Note, now: float) -> bool:
+        """Whether there is room for what is missing, and Synapse has forgotten it."""
+        try:
+            async with self._database.transaction() as conn:
+                await self._recovery.require_space(conn, appservice_id)
+        except OverBudgetError:
+            return False
+        return await self._forgotten(appservice_id, note, now)
 
     async def _forgotten(self, appservice_id: str, note: Note, now: float) -> bool:
         """Whether Synapse cannot hold any more what is missing up to the note."""

@@ -66,6 +66,21 @@ async def test_what_synapse_never_comes_to_is_recovered_and_its_copy_is_a_repeat
     assert await lab.counted("repeated") == 1
 
 
+@pytest.mark.parametrize("position", [1, 4])
+async def test_what_there_is_no_room_for_stays_in_synapse(lab: Lab, position: int) -> None:
+    for at in range(2, 5):
+        await lab.say(at)
+    await lab.relayed("$2")
+    await lab.reach(position)
+    await lab.pg.execute("update appservice_bridge.capture_watch set keys_only = true")
+    finder = lab.finder()
+    assert await finder.look_once() == 0
+    assert (await lab.cursor(), lab.shown.asked) == (min(position, 2), [])
+    await lab.pg.execute("update appservice_bridge.capture_watch set keys_only = false")
+    assert await finder.look_once() == 2
+    assert await lab.got() == ["$1", "$2", "$3", "$4"]
+
+
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Sets the clock of this process two minutes ahead."""

@@ -146,6 +146,20 @@ async def test_where_keys_are_polled_they_come_before_what_a_room_lacks(lab: Lab
     assert [row["kind"] for row in rows] == ["event", "to_device", "event", "event"]
 
 
+async def test_what_there_is_no_room_for_stays_where_it_is(lab: Lab) -> None:
+    order = lab.room_order()
+    await lab.say(2)
+    await lab.say(3)
+    await lab.pg.execute("update appservice_bridge.capture_watch set keys_only = true")
+    with pytest.raises(OSError, match="no room"):
+        async with order.kept("bot", of("$3")):
+            raise OSError("no room")
+    assert await lab.got() == ["$1"]
+    await lab.pg.execute("update appservice_bridge.capture_watch set keys_only = false")
+    await store(lab, order, "$3")
+    assert await lab.got() == ["$1", "$2", "$3"]
+
+
 async def test_behind_a_long_log_nobody_looks_and_later_all_the_same(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
