@@ -49,7 +49,11 @@ class BeforeTransactions(Protocol):
     """What has to be in the log before a transaction of the homeserver is."""
 
     def in_room_order(self, appservice_id: str, body: bytes) -> AbstractAsyncContextManager[None]:
-        """Around what stores it: first of all what its rooms lack."""
+        """Around what stores it: first of all what its rooms lack.
+
+        Raises:
+            DatabaseUnavailableError: do not store it.
+        """
 
     async def before_transaction(self, conn: Connection) -> None:
         """In the DB transaction that stores it.

@@ -21,6 +21,7 @@ from appservice_bridge.sources.event_recovery import EventRecovery
 from appservice_bridge.storage import room_events
 from appservice_bridge.storage.database import (
     Database,
+    DatabaseUnavailableError,
     SourceUnreadableError,
     reading_synapse,
 )
@@ -71,8 +72,11 @@ class RoomOrder:
     async def kept(self, appservice_id: str, body: bytes) -> AsyncIterator[None]:
         """Recover what the rooms of a transaction lack; the block then stores it.
 
-        It fails only as the block does, and takes `LONGEST_SECONDS` at most: what could not be
-        recovered by then comes later, behind that transaction.
+        It takes `LONGEST_SECONDS` at most: what could not be recovered by then comes later, behind
+        that transaction.
+
+        Raises:
+            DatabaseUnavailableError: what is lacking is not known; do not store it.
         """
         said = _said(body)
         looked = await self._look(appservice_id, said)
@@ -91,6 +95,8 @@ class RoomOrder:
         except SourceUnreadableError:  # the drift guard says what is missing
             self._rests_until = now + UNREADABLE_PAUSE_SECONDS
             return False
+        except DatabaseUnavailableError:  # the homeserver keeps it, as where it cannot be stored
+            raise
         except TimeoutError:  # and the next transactions are not held up by the same again
             log.warning("room_order.late", appservice=appservice_id, reason="it takes too long")
         except BridgeError as error:

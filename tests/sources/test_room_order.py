@@ -4,18 +4,19 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
 from appservice_bridge.domain.capture import CaptureMode
+from appservice_bridge.domain.room_interest import RoomEvent
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.sources import room_order
 from appservice_bridge.sources.drift_guard import DriftGuard
 from appservice_bridge.sources.polling import Polling
 from appservice_bridge.sources.room_order import RoomOrder
 from appservice_bridge.storage import capture_log, room_events
-from appservice_bridge.storage.database import Database, connect
+from appservice_bridge.storage.database import Database, DatabaseUnavailableError, connect
 from tests.support.facts import Connection, send
 from tests.support.forgotten import PUPPET, ROOM, Lab, homeserver_that_shows, one_room
 from tests.support.plans import MODES, is_scan, looked_at, planned
@@ -90,6 +91,27 @@ async def test_a_transaction_that_was_not_stored_has_not_come(lab: Lab) -> None:
     with pytest.raises(OSError, match="no room"):
         async with order.kept("bot", of("$2")):
             raise OSError("no room")
+    await store(lab, order, "$3")
+    assert await lab.got() == ["$1", "$2", "$3"]
+
+
+async def test_while_it_is_not_known_what_is_lacking_nothing_is_stored(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = lab.room_order()
+    await lab.say(2)
+    await lab.say(3)
+    look = room_events.unseen_within
+
+    async def cut_off(conn: Connection, *args: Any, **more: Any) -> list[RoomEvent]:
+        pid = await conn.fetchval("select pg_backend_pid()")
+        await lab.pg.execute("select pg_terminate_backend($1)", pid)
+        return await look(conn, *args, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(room_events, "unseen_within", cut_off)
+        with pytest.raises(DatabaseUnavailableError):
+            await store(lab, order, "$3")
     await store(lab, order, "$3")
     assert await lab.got() == ["$1", "$2", "$3"]
 
