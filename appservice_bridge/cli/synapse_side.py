@@ -101,11 +101,15 @@ class SynapseSide:
         self._came.set()
 
     async def before_transaction(self, conn: Connection) -> None:
-        """What has to be in the log before a transaction of the homeserver."""
+        """What has to be in the log before a transaction of the homeserver.
+
+        Raises:
+            SourceUnreadableError: it cannot be read now.
+        """
         await self._polling.catch_up(conn)
 
     def in_room_order(self, appservice_id: str, body: bytes) -> AbstractAsyncContextManager[None]:
-        """Around what stores a transaction of the homeserver: what belongs before its events."""
+        """Put what its rooms lack into the log; the block then stores the transaction itself."""
         return self._room_order.kept(appservice_id, body)
 
     def start(self, group: asyncio.TaskGroup, stop: asyncio.Event) -> None:

@@ -49,7 +49,7 @@ class BeforeTransactions(Protocol):
     """What has to be in the log before a transaction of the homeserver is."""
 
     def in_room_order(self, appservice_id: str, body: bytes) -> AbstractAsyncContextManager[None]:
-        """Around what stores it: first of all what its rooms lack.
+        """Put what its rooms lack into the log; the block then stores the transaction itself.
 
         Raises:
             DatabaseUnavailableError: do not store it.

@@ -45,11 +45,11 @@ class Missing:
     rooms: Mapping[str, Room]
 
     def first(self, count: int) -> "Missing":
-        """No more than so many."""
+        """The first so many of them."""
         return replace(self, events=self.events[:count])
 
     def behind(self, count: int) -> "Missing":
-        """All but so many."""
+        """All behind the first so many."""
         return replace(self, events=self.events[count:])
 
 
@@ -100,7 +100,7 @@ class EventRecovery:
 
         Raises:
             HomeserverAwayError: it does not answer now.
-            DatabaseUnavailableError, SourceUnreadableError: nor can its tables be read.
+            DatabaseUnavailableError, SourceUnreadableError: its tables cannot be read.
         """
         at_once = asyncio.Semaphore(_AT_ONCE)
 

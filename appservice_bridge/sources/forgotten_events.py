@@ -1,13 +1,14 @@
 """Finds room events that Synapse committed and forgot to send, and puts them into the log.
 
 Synapse notes how far it handed events to its own sender (`appservice_stream_position`), and keeps
-what that has not sent yet in memory. When it dies there, nobody but this module misses them.
+what that has not sent yet in memory. When it dies there, it never misses them. What belongs before
+the next transaction of a room comes by `room_order`; what nothing follows is found here.
 
 A restart of it leaves no sure sign in its database, so nothing waits for one: every few seconds the
 events up to its position are compared with what came. What did not come counts as forgotten when
-Synapse cannot hold it any more: something later came, and it sends in order; or nothing came from
-it for a while, with the relay at work; or minutes have passed. An error here costs a second copy
-that intake drops.
+Synapse is not likely to hold it any more: something later came, and but for failures it sends in
+order; or nothing came from it for a while, with the relay at work; or minutes have passed. An error
+here costs a second copy that intake drops.
 """
 
 import asyncio
@@ -192,7 +193,7 @@ class ForgottenEvents:
         return await self._forgotten(appservice_id, note, now)
 
     async def _forgotten(self, appservice_id: str, note: Note, now: float) -> bool:
-        """Whether Synapse cannot hold any more what is missing up to the note."""
+        """Whether Synapse is not likely to hold any more what is missing up to the note."""
         async with self._database.beside_synapse() as conn:
             holding = await room_events.holding(
                 conn, appservice_id, bound=note.bound, quiet_seconds=self._quiet_seconds

@@ -1,10 +1,10 @@
 """Keeps each room's order where Synapse's sender does not.
 
-Synapse sends the events of a room one after the other, and all the same one may come before an
-earlier one: what it had in memory when it died is never sent, and after a failure it may send the
-next transaction before it tries the failed one again. So before a transaction is stored, what its
-rooms lack is read in Synapse's tables and put into the log. What Synapse then sends late is a
-repeat, which intake drops.
+Synapse means to send the events of a room in their order, and yet one may come before an earlier
+one: what it had in memory when it died is never sent, and after a failure it may send the next
+transaction before it tries the failed one again. So before a transaction is stored, what its rooms
+lack is read in Synapse's tables and put into the log. What Synapse then sends late is a repeat,
+which intake drops.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from appservice_bridge.storage.room_events import Span
 log = structlog.get_logger(__name__)
 
 LONGEST_SECONDS: Final = 10.0  # Synapse waits a minute for an answer
-UNREADABLE_PAUSE_SECONDS: Final = 30.0
+UNREADABLE_PAUSE_SECONDS: Final = 30.0  # the drift guard says what is missing
 MOST_ROOMS: Final = 100_000  # remembered; one that was forgotten costs a longer look
 SLICE: Final = 1000
 BATCH: Final = 100
@@ -47,7 +47,7 @@ class InRoom(NamedTuple):
 
 
 class LongLogError(BridgeError):
-    """What came cannot be told from what did not before intake has caught up."""
+    """What came cannot be told from what did not before intake has caught up; ask again then."""
 
     def __init__(self) -> None:
         super().__init__("intake is far behind")
@@ -92,7 +92,7 @@ class RoomOrder:
         try:
             async with asyncio.timeout(LONGEST_SECONDS):
                 await self._catch_up(appservice_id, said)
-        except SourceUnreadableError:  # the drift guard says what is missing
+        except SourceUnreadableError:
             self._rests_until = now + UNREADABLE_PAUSE_SECONDS
             return False
         except DatabaseUnavailableError:  # the homeserver keeps it, as where it cannot be stored

@@ -162,7 +162,12 @@ class CursorMovedError(BridgeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """Two events of a room, by their ids, and what is between them; None: from the cursor on."""
+    """Where in a room is looked for events that never came.
+
+    Attributes:
+        before: id of an event of the room; they are earlier.
+        behind: id of an earlier one, and they are later than it; None: from the cursor on.
+    """
 
     before: str
     behind: str | None
@@ -175,7 +180,8 @@ class Holding:
     Attributes:
         resting: it has put them into its database and will send them, but rests after a failure.
         sending: something came from it a moment ago.
-        overtaken: something later came. Synapse sends in order, so it holds nothing earlier.
+        overtaken: something later came. But for failures Synapse sends in order, so it holds
+            nothing earlier; what it does hold is a repeat when it comes.
     """
 
     resting: bool

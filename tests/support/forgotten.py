@@ -1,4 +1,4 @@
-"""What Synapse committed and what it shows, for a finder of the events that it forgot."""
+"""What Synapse committed and what it shows, for those who find the events that did not come."""
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -82,7 +82,7 @@ async def one_room(
 
 @dataclass(kw_only=True)
 class Lab:
-    """Synapse's tables, a finder, and what the appservice would get."""
+    """Synapse's tables, who finds what did not come, and what the appservice would get."""
 
     pg: Connection
     intake: Intake
