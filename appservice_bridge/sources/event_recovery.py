@@ -169,7 +169,7 @@ class EventRecovery:
         ]
         if lost:
             await dead_letters.bury(conn, [_buried(id_, event) for event in lost])
-        log.warning("forgotten_events.found", appservice=id_, **Counter(map(str, outcomes)))
+        log.warning("event_recovery.found", appservice=id_, **Counter(map(str, outcomes)))
 
     async def _read_one(self, missing: Missing, event: RoomEvent) -> bytes | None:
         """What a user of the appservice may read; what happened to one of them in any case.
