@@ -9,9 +9,9 @@ from appservice_bridge.bench.receiver import Order
 from appservice_bridge.bench.scenario import MEMORY, RATE, Figures, Scenario
 from appservice_bridge.bench.stage import Stage, connected
 
-MILLION: Final = Drain(appservices=1, full=1_000_000, quick=40_000, users=1_000_000)
-A_MILLION: Final = Drain(appservices=1, full=1_000_000, quick=40_000)
-TEN_MILLION: Final = Drain(appservices=1, full=10_000_000, quick=200_000)
+MILLION_USERS: Final = Drain(appservices=1, full=1_000_000, quick=40_000, users=1_000_000)
+MILLION_MESSAGES: Final = Drain(appservices=1, full=1_000_000, quick=40_000)
+TEN_MILLION_MESSAGES: Final = Drain(appservices=1, full=10_000_000, quick=200_000)
 GIB: Final = 2**30
 
 FILL_TRACKED: Final = """
@@ -37,9 +37,9 @@ select 'as0000', '@user_' || lpad(n::text, 7, '0') || ':example.org', 'changed'
 
 
 async def _million_users(stage: Stage) -> Figures:
-    async with MILLION.waiting(stage, filling.fill_outbox) as (dsn, messages):
+    async with MILLION_USERS.waiting(stage, filling.fill_outbox) as (dsn, messages):
         async with connected(dsn) as conn:
-            users = stage.size(MILLION.users, quick=100_000)
+            users = stage.size(MILLION_USERS.users, quick=100_000)
             await conn.execute(FILL_TRACKED, users)
             await conn.execute(FILL_KEYS, users)
             await conn.execute("vacuum analyze tracked, device_key_state")
@@ -51,7 +51,7 @@ async def _million_users(stage: Stage) -> Figures:
 async def _ten_million(stage: Stage) -> Figures:
     """How fast the first tenth goes while all that is behind it waits."""
     async with (
-        TEN_MILLION.waiting(stage, filling.fill_outbox) as (dsn, messages),
+        TEN_MILLION_MESSAGES.waiting(stage, filling.fill_outbox) as (dsn, messages),
         stage.worker(dsn, 1, ready=False) as worker,
     ):
         return await drained(stage, worker, messages // 10)
@@ -83,7 +83,7 @@ SCENARIOS: Final = (
         name="million-users",
         about="one appservice has a million users and was told of each; beside one with a hundred",
         units=RATE,
-        sides={Side.BRIDGE: _million_users, Side.SMALL: A_MILLION.bridge},
+        sides={Side.BRIDGE: _million_users, Side.SMALL: MILLION_MESSAGES.bridge},
         free_bytes=8 * GIB,
     ),
     Scenario(
@@ -96,7 +96,7 @@ SCENARIOS: Final = (
         name="waiting-10m",
         about="10 million messages wait: how fast the first million goes; beside one million",
         units=RATE,
-        sides={Side.BRIDGE: _ten_million, Side.SMALL: A_MILLION.bridge},
+        sides={Side.BRIDGE: _ten_million, Side.SMALL: MILLION_MESSAGES.bridge},
         single=True,
         free_bytes=30 * GIB,
     ),
