@@ -80,12 +80,13 @@ class Drain:
 
 def _scenario(drain: Drain, *, naive: int, small: Drain | None = None) -> Scenario:
     """`naive` messages wait for the naive outbox: it takes long enough with fewer."""
+    beside = "" if small is None else f"; beside {small.full:,} for {small.appservices}"
     few = Drain(appservices=drain.appservices, full=naive, quick=drain.quick // 4)
     who = "1 appservice" if drain.appservices == 1 else f"{drain.appservices:,} appservices"
     sides = {Side.BRIDGE: drain.bridge, Side.NAIVE: few.naive, Side.CEILING: drain.ceiling}
     return Scenario(
         name=f"drain-{drain.appservices}",
-        about=f"{drain.full:,} messages wait for {who}",
+        about=f"{drain.full:,} messages wait for {who}{beside}",
         units=RATE,
         sides=sides if small is None else sides | {Side.SMALL: small.bridge},
         quick=drain.appservices in (1, 64),
