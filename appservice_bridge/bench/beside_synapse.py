@@ -41,9 +41,10 @@ select exists (select from public.background_updates)
 async def loaded(
     crowd: Crowd, receivers: Receivers, senders: Sequence[int], messages: int
 ) -> Figures:
-    """A closed loop with each number of senders: accepted, delivered, and how late.
+    """A closed loop with each number of senders.
 
-    A message is late from before its request, of which the homeserver alone needs `answer-p99`.
+    Accepted per second, delivered of these in percent, and in milliseconds from before the request
+    the slowest hundredth: `p99` to the appservice, `answer-p99` to the homeserver's own answer.
     """
     figures: dict[str, float] = {}
     for count in senders:
@@ -59,7 +60,7 @@ async def loaded(
 
 
 async def unloaded(crowd: Crowd, receivers: Receivers, messages: int) -> Figures:
-    """One message at a time, from before its request to the appservice.
+    """One message at a time, in milliseconds from before its request to the appservice.
 
     Raises:
         NothingCameError: whoever is to deliver does not.

@@ -135,7 +135,10 @@ async def _puppet(http: aiohttp.ClientSession, url: str, localpart: str) -> str:
 async def until_quiet(
     receivers: Receivers, messages: int, quiet_seconds: float = QUIET_SECONDS
 ) -> int:
-    """Wait until so many came, or none for some seconds; returns how many did."""
+    """Wait until so many came, or none for `quiet_seconds`; returns how many did.
+
+    After `LONGEST_SECONDS` it is over in any case.
+    """
     loop = asyncio.get_running_loop()
     began = moved = loop.time()
     last = -1

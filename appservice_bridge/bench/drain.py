@@ -24,7 +24,7 @@ def rate(seen: Seen) -> float:
 
 
 async def drained(stage: Stage, running: Running, messages: int) -> Figures:
-    """Wait until all came."""
+    """Wait until all came: messages per second, and the most memory in MB."""
     await stage.until(messages, running)
     return {"": rate(await stage.receivers.seen()), MEMORY: running.peak_memory_mb()}
 
