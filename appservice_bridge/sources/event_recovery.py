@@ -4,8 +4,10 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 import aiohttp
 import structlog
@@ -20,6 +22,7 @@ from appservice_bridge.domain.transaction import Kind
 from appservice_bridge.sources.event_interest import of_interest
 from appservice_bridge.sources.event_reader import (
     EventReader,
+    HomeserverAwayError,
     as_sent,
     only_membership,
     replaced_state,
@@ -34,6 +37,7 @@ log = structlog.get_logger(__name__)
 
 _AT_ONCE: Final = 8
 _REDACTION: Final = "m.room.redaction"
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,49 +96,72 @@ class EventRecovery:
         events, rooms = await of_interest(conn, appservice_id, interest, unseen)
         return Missing(registration=self._registrations[appservice_id], events=events, rooms=rooms)
 
-    async def read(self, missing: Missing, *, stored_first: bool = False) -> list[bytes | None]:
+    async def read(self, missing: Missing) -> list[bytes | None]:
         """The events themselves; None for what the homeserver shows to nobody.
-
-        With `stored_first` the homeserver is asked only for what does not stand in its tables as it
-        would be sent.
 
         Raises:
             HomeserverAwayError: it does not answer now.
             DatabaseUnavailableError, SourceUnreadableError: its tables cannot be read.
         """
-        at_once = asyncio.Semaphore(_AT_ONCE)
+        return await _each(partial(self._read_one, missing), missing.events)
 
-        async def one(event: RoomEvent) -> bytes | None:
-            async with at_once:
-                early = await self._stored(event, anyway=False) if stored_first else None
-                return early or await self._read_one(missing, event)
-
-        read: list[bytes | None] = []
-        each = (one(event) for event in missing.events)
-        for found in await asyncio.gather(*each, return_exceptions=True):
-            if isinstance(found, BaseException):
-                raise found  # all have ended by now
-            read.append(found)
-        return read
-
-    async def recover_shown(self, missing: Missing, *, stored_first: bool = False) -> int:
-        """Put what can be read into the log, and leave the rest to be found again.
+    async def recover_shown(self, missing: Missing) -> int:
+        """Put what the homeserver shows into the log, and leave the rest to be found again.
 
         Returns how many events it was. The errors are those of `read`, and
 
         Raises:
             OverBudgetError: there is no room for more.
         """
-        async with self._database.transaction() as conn:
-            await self.require_space(conn, missing.registration.id)
-        read = await self.read(missing, stored_first=stored_first)
+        await self._require_space(missing.registration.id)
+        return await self._put_known(missing, await self.read(missing))
+
+    async def recover_soon(self, missing: Missing, *, seconds: float) -> bool:
+        """Put what can be read soon into the log; False where an answer to some is outstanding.
+
+        The homeserver is asked only for what does not stand in its tables as it would be sent, and
+        for so many seconds. What was not read is left to be found again.
+
+        Raises:
+            OverBudgetError: there is no room for more.
+            DatabaseUnavailableError, SourceUnreadableError: as in `read`.
+        """
+        await self._require_space(missing.registration.id)
+        stored = await _each(partial(self._stored, anyway=False), missing.events)
+        pairs = zip(missing.events, stored, strict=True)
+        asked = replace(missing, events=[event for event, one in pairs if one is None])
+        shown = await self._shown_within(asked, seconds)
+        pairs = zip(missing.events, stored, strict=True)
+        await self._put_known(missing, [one or shown.get(event) for event, one in pairs])
+        return len(shown) == len(asked.events)
+
+    async def _shown_within(
+        self, missing: Missing, seconds: float
+    ) -> Mapping[RoomEvent, bytes | None]:
+        """What `read` gives, of those that were answered in so many seconds."""
+        until = asyncio.get_running_loop().time() + seconds
+        shown: dict[RoomEvent, bytes | None] = {}
+
+        async def one(event: RoomEvent) -> None:
+            with suppress(TimeoutError, HomeserverAwayError):
+                async with asyncio.timeout_at(until):
+                    shown[event] = await self._read_one(missing, event)
+
+        await _each(one, missing.events)
+        return shown
+
+    async def _put_known(self, missing: Missing, read: Sequence[bytes | None]) -> int:
         pairs = zip(missing.events, read, strict=True)
-        shown = [(event, one) for event, one in pairs if one is not None]
-        if shown:
-            missing = replace(missing, events=[event for event, _ in shown])
+        known = [(event, one) for event, one in pairs if one is not None]
+        if known:
+            missing = replace(missing, events=[event for event, _ in known])
             async with self._database.beside_synapse() as conn:
-                await self.put(conn, missing, [one for _, one in shown])
-        return len(shown)
+                await self.put(conn, missing, [one for _, one in known])
+        return len(known)
+
+    async def _require_space(self, appservice_id: str) -> None:
+        async with self._database.transaction() as conn:
+            await self.require_space(conn, appservice_id)
 
     async def require_space(self, conn: Connection, appservice_id: str) -> None:
         """Leave to Synapse's tables what there is no room for.
@@ -199,6 +226,24 @@ class EventRecovery:
                 return as_sent(event, pdu, replaced=before, now_ms=now_ms)
             except (MalformedError, KeyError, ValueError):
                 return None
+
+
+async def _each(
+    read: Callable[[RoomEvent], Awaitable[_Read]], events: Sequence[RoomEvent]
+) -> list[_Read]:
+    """Some at a time; an error is passed on when all have ended."""
+    at_once = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(event: RoomEvent) -> _Read:
+        async with at_once:
+            return await read(event)
+
+    found: list[_Read] = []
+    for each in await asyncio.gather(*map(one, events), return_exceptions=True):
+        if isinstance(each, BaseException):
+            raise each
+        found.append(each)
+    return found
 
 
 def _outcome(event: RoomEvent, read: bytes | None) -> LedgerOutcome:

@@ -206,8 +206,23 @@ class ForgottenEvents:
         patience = self._resting_seconds if holding.resting else self._quiet_seconds
         return not holding.sending and waited >= patience
 
+    async def _skip_old(self, appservice_id: str) -> None:
+        """Nobody knows whether it came; Synapse's own copies of it are taken, should they come.
+
+        Raises:
+            CursorMovedError: some was skipped; look again.
+        """
+        async with self._database.beside_synapse() as conn:
+            skipped = await room_events.skip_old(conn, appservice_id)
+        if skipped:
+            days = room_events.LOOK_BACK.days
+            log.error("forgotten_events.not_compared", appservice=appservice_id, days=days)
+            raise room_events.CursorMovedError(appservice_id)
+
     async def _recover(self, missing: Missing, cursor: int, to: int) -> int:
         """Put what is missing into the log, and the cursor behind it; returns how many it was."""
+        if missing.events:
+            await self._skip_old(missing.registration.id)
         read = await self._recovery.read(missing) if missing.events else []
         if to <= cursor:
             return 0

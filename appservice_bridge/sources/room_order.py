@@ -8,9 +8,11 @@ which intake drops.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, NamedTuple, TypeAlias
+from datetime import timedelta
+from typing import Final, NamedTuple
 
 import orjson
 import structlog
@@ -19,6 +21,7 @@ from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.room_interest import RoomEvent
 from appservice_bridge.sources.event_recovery import EventRecovery
 from appservice_bridge.storage import room_events
+from appservice_bridge.storage.budget import OverBudgetError
 from appservice_bridge.storage.database import (
     Database,
     DatabaseUnavailableError,
@@ -29,14 +32,24 @@ from appservice_bridge.storage.room_events import Span
 
 log = structlog.get_logger(__name__)
 
+ASKED_SECONDS: Final = 5.0  # for what does not stand in Synapse's tables as it is sent
 LONGEST_SECONDS: Final = 10.0  # Synapse waits a minute for an answer
 UNREADABLE_PAUSE_SECONDS: Final = 30.0  # the drift guard says what is missing
 MOST_ROOMS: Final = 100_000  # remembered; one that was forgotten costs a longer look
 SLICE: Final = 1000
 BATCH: Final = 100
 
-Said: TypeAlias = Mapping[str, Sequence[str]]
-"""The event ids of a transaction by room, in their order."""
+
+class Brought(NamedTuple):
+    """What a transaction brings.
+
+    Attributes:
+        rooms: its events' ids by room, in their order.
+        old: those that happened long ago, by their senders' clocks.
+    """
+
+    rooms: Mapping[str, Sequence[str]]
+    old: Sequence[str]
 
 
 class InRoom(NamedTuple):
@@ -66,6 +79,7 @@ class RoomOrder:
         self._database = database
         self._recovery = recovery
         self._last: dict[InRoom, str] = {}
+        self._begun: set[str] = set()
         self._rests_until = 0.0
 
     @asynccontextmanager
@@ -78,38 +92,46 @@ class RoomOrder:
         Raises:
             DatabaseUnavailableError: what is lacking is not known; do not store it.
         """
-        said = _said(body)
-        looked = await self._look(appservice_id, said)
+        brought = _brought(body)
+        looked = await self._look(appservice_id, brought)
         yield
         if looked:
-            self._remember(appservice_id, said)
+            self._remember(appservice_id, brought)
 
-    async def _look(self, appservice_id: str, said: Said) -> bool:
+    async def _look(self, appservice_id: str, brought: Brought) -> bool:
         """Recover what belongs before these; whether a later look may begin behind them."""
         now = asyncio.get_running_loop().time()
-        if not said or now < self._rests_until:
+        if not brought.rooms or now < self._rests_until:
             return False
+        late = "it takes too long"  # and then the next transactions are not held up by it again
         try:
             async with asyncio.timeout(LONGEST_SECONDS):
-                await self._catch_up(appservice_id, said)
+                if await self._catch_up(appservice_id, brought, asked_until=now + ASKED_SECONDS):
+                    return True
+                late = "the homeserver does not show all of it yet"
         except SourceUnreadableError:
             self._rests_until = now + UNREADABLE_PAUSE_SECONDS
             return False
-        except DatabaseUnavailableError:  # the homeserver keeps it, as where it cannot be stored
-            raise
-        except TimeoutError:  # and the next transactions are not held up by the same again
-            log.warning("room_order.late", appservice=appservice_id, reason="it takes too long")
+        except DatabaseUnavailableError:
+            raise  # the homeserver keeps it, as where it cannot be stored
+        except OverBudgetError:
+            return False  # nor is there room for the transaction
         except BridgeError as error:
             log.warning("room_order.late", appservice=appservice_id, reason=str(error))
             return False
+        except TimeoutError:
+            pass
+        log.warning("room_order.late", appservice=appservice_id, reason=late)
         return True
 
-    async def _catch_up(self, appservice_id: str, said: Said) -> None:
+    async def _catch_up(self, appservice_id: str, brought: Brought, *, asked_until: float) -> bool:
+        """Recover all that is lacking; False where an answer of the homeserver is outstanding."""
         spans = [
             Span(before=events[0], behind=self._last.get(InRoom(appservice_id, room_id)))
-            for room_id, events in said.items()
+            for room_id, events in brought.rooms.items()
         ]
-        after, more = 0, True
+        await self._place(appservice_id, brought)
+        whole, after, more = True, 0, True
         while more:
             async with self._database.statement() as conn:
                 with reading_synapse():
@@ -117,35 +139,56 @@ class RoomOrder:
                         conn, appservice_id, spans, after=after, limit=SLICE
                     )
             if unseen:
-                await self._recover(appservice_id, unseen)
+                whole &= await self._recover(appservice_id, unseen, asked_until)
                 after = unseen[-1].stream_ordering
             more = len(unseen) == SLICE
+        return whole
 
-    async def _recover(self, appservice_id: str, unseen: Sequence[RoomEvent]) -> None:
+    async def _place(self, appservice_id: str, brought: Brought) -> None:
+        """Know from where on events are compared, and which of these were long ago."""
+        if appservice_id not in self._begun:
+            firsts = [events[0] for events in brought.rooms.values()]
+            async with self._database.beside_synapse() as conn:
+                await room_events.begin_cursor(conn, appservice_id, firsts)
+            self._begun.add(appservice_id)
+        if brought.old:
+            async with self._database.beside_synapse() as conn:
+                await room_events.mark_compared(conn, appservice_id, brought.old)
+
+    async def _recover(
+        self, appservice_id: str, unseen: Sequence[RoomEvent], asked_until: float
+    ) -> bool:
         async with self._database.beside_synapse() as conn:
             if await room_events.log_is_long(conn):
                 raise LongLogError
             missing = await self._recovery.missing(conn, appservice_id, unseen)
+        whole = True
         while missing.events:
-            await self._recovery.recover_shown(missing.first(BATCH), stored_first=True)
+            seconds = asked_until - asyncio.get_running_loop().time()
+            whole &= await self._recovery.recover_soon(missing.first(BATCH), seconds=seconds)
             missing = missing.behind(BATCH)
+        return whole
 
-    def _remember(self, appservice_id: str, said: Said) -> None:
-        if len(self._last) + len(said) > MOST_ROOMS:
+    def _remember(self, appservice_id: str, brought: Brought) -> None:
+        if len(self._last) + len(brought.rooms) > MOST_ROOMS:
             self._last.clear()
-        for room_id, events in said.items():
+        for room_id, events in brought.rooms.items():
             self._last[InRoom(appservice_id, room_id)] = events[-1]
 
 
-def _said(body: bytes) -> Said:
+def _brought(body: bytes) -> Brought:
     """Nothing where the body is not what it should be."""
-    said: dict[str, list[str]] = {}
+    rooms: dict[str, list[str]] = {}
+    old = []
+    long_ago = time.time() * 1000 - room_events.LOOK_BACK / timedelta(milliseconds=1)
     try:
         for event in orjson.loads(body).get("events", []):
             room_id, event_id = event["room_id"], event["event_id"]
             if not isinstance(room_id, str) or not isinstance(event_id, str):
-                return {}
-            said.setdefault(room_id, []).append(event_id)
+                return Brought({}, [])
+            rooms.setdefault(room_id, []).append(event_id)
+            if event.get("origin_server_ts", long_ago) <= long_ago:
+                old.append(event_id)
     except (ValueError, AttributeError, TypeError, KeyError):
-        return {}
-    return said
+        return Brought({}, [])
+    return Brought(rooms, old)

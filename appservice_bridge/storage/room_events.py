@@ -3,16 +3,21 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Final
 
 import orjson
 
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.room_interest import Member, MembershipChange, Room, RoomEvent
+from appservice_bridge.storage import repeats
 from appservice_bridge.storage.database import Connection
 
 LONGEST_LOG: Final = 1000  # rows; behind more of them nobody looks for what may be in them
 BODIES_AT_ONCE: Final = 10  # in memory
+LOOK_BACK: Final = timedelta(days=repeats.KEEP_DAYS - 1)
+FRESH: Final = timedelta(minutes=1)
+MOST_SKIPPED: Final = 100_000  # in one statement
 
 READABLE: Final = """
 -- room_events.readable: has_table_privilege knows no table by null
@@ -42,6 +47,51 @@ select of.appservice_id, $2, $2
 on conflict do nothing
 """
 
+BEGIN_CURSOR: Final = """
+-- room_events.begin_cursor: before the first event that ever comes, if it happened just now; what
+-- Synapse has in memory behind that one is found, too
+insert into event_cursor (appservice_id, settled, began)
+select $1, first - 1, first - 1
+  from (select min(stream_ordering) as first from public.events
+         where event_id = any($2::text[])
+           and received_ts > extract(epoch from now() - $3::interval) * 1000) e
+ where first is not null
+on conflict do nothing
+"""
+
+MARK_COMPARED: Final = """
+-- room_events.mark_compared: of $2 what was compared so long ago that nobody knows any more that it
+-- came
+with old as materialized (
+    select event_id, stream_ordering from public.events
+     where event_id = any($2::text[])
+       and received_ts <= extract(epoch from now() - $3::interval) * 1000
+)
+insert into seen_event (appservice_id, event_digest)
+select c.appservice_id, sha256(convert_to(old.event_id, 'UTF8'))
+  from event_cursor c
+  join old on old.stream_ordering > c.began and old.stream_ordering <= c.settled
+ where c.appservice_id = $1
+on conflict do nothing
+"""
+
+SKIP_OLD: Final = """
+-- room_events.skip_old: of what is older than $2 it is not known any more whether it came
+with next as materialized (
+    select e.stream_ordering, e.received_ts
+      from event_cursor c
+     cross join lateral (select * from public.events where stream_ordering > c.settled
+                          order by stream_ordering limit $3) e
+     where c.appservice_id = $1
+), old as (
+    select max(stream_ordering) as last from next
+     where received_ts <= extract(epoch from now() - $2::interval) * 1000
+)
+update event_cursor c set settled = old.last, began = old.last
+  from old
+ where c.appservice_id = $1 and old.last > c.settled
+"""
+
 FORGET_CURSORS: Final = """
 -- room_events.forget_cursors: what is registered again starts at the present again
 delete from event_cursor c
@@ -62,7 +112,8 @@ select e.stream_ordering, e.event_id, e.room_id, e.type, e.sender, e.state_key
 """
 
 UNSEEN_WITHIN: Final = """
--- room_events.unseen_within: of each room before its event in $2 and behind its one in $3
+-- room_events.unseen_within: the same of each room before its event in $2 and behind its one in $3;
+-- of what is older than $6 it is not known any more whether it came
 with span as materialized (
   select f.room_id, f.stream_ordering as before,
          greatest(c.settled, $4::bigint, k.stream_ordering) as behind
@@ -76,6 +127,7 @@ select e.stream_ordering, e.event_id, e.room_id, e.type, e.sender, e.state_key
   join public.events e on e.room_id = span.room_id
    and e.stream_ordering > span.behind and e.stream_ordering < span.before
  where e.rejection_reason is null and e.type <> 'org.matrix.dummy_event'
+   and (e.received_ts is null or e.received_ts > extract(epoch from now() - $6::interval) * 1000)
    and not exists (select from seen_event s
                     where s.appservice_id = $1
                       and s.event_digest = sha256(convert_to(e.event_id, 'UTF8')))
@@ -226,6 +278,29 @@ async def start_cursors(conn: Connection, appservice_ids: Sequence[str], *, at: 
     await conn.execute(START_CURSORS, appservice_ids, at)
 
 
+async def begin_cursor(conn: Connection, appservice_id: str, event_ids: Sequence[str]) -> None:
+    """Compare from here on, where nothing was compared yet and these happened just now."""
+    await conn.execute(BEGIN_CURSOR, appservice_id, event_ids, FRESH)
+
+
+async def skip_old(conn: Connection, appservice_id: str) -> bool:
+    """Begin anew behind what was not compared for so long that its copies could not be told.
+
+    Returns whether the cursor moved; there may be more.
+    """
+    done = await conn.execute(SKIP_OLD, appservice_id, LOOK_BACK, MOST_SKIPPED)
+    return done == "UPDATE 1"
+
+
+async def mark_compared(conn: Connection, appservice_id: str, event_ids: Sequence[str]) -> None:
+    """Let intake drop what came, or was recovered, so long ago that this was forgotten.
+
+    Synapse sends what stayed in its database when it was killed at its next failure, which may be
+    months later.
+    """
+    await conn.execute(MARK_COMPARED, appservice_id, event_ids, LOOK_BACK)
+
+
 async def forget_cursors(conn: Connection) -> None:
     """Forget how far the events of appservices were compared that are registered no longer."""
     await conn.execute(FORGET_CURSORS)
@@ -244,7 +319,7 @@ async def unseen_within(
 ) -> list[RoomEvent]:
     """Events above the cursor and `after` that never came, of these spans; ascending."""
     before, behind = [span.before for span in spans], [span.behind for span in spans]
-    rows = await conn.fetch(UNSEEN_WITHIN, appservice_id, before, behind, after, limit)
+    rows = await conn.fetch(UNSEEN_WITHIN, appservice_id, before, behind, after, limit, LOOK_BACK)
     return [RoomEvent(**row) for row in rows]
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import asyncpg
 import pytest
 
 from appservice_bridge.domain.capture import CaptureMode
@@ -14,11 +15,10 @@ from appservice_bridge.routing.intake import Intake
 from appservice_bridge.sources import room_order
 from appservice_bridge.sources.drift_guard import DriftGuard
 from appservice_bridge.sources.polling import Polling
-from appservice_bridge.sources.room_order import RoomOrder
 from appservice_bridge.storage import capture_log, room_events
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError, connect
 from tests.support.facts import Connection, send
-from tests.support.forgotten import PUPPET, ROOM, Lab, homeserver_that_shows, one_room
+from tests.support.forgotten import PUPPET, ROOM, Lab, homeserver_that_shows, of, one_room, store
 from tests.support.plans import MODES, is_scan, looked_at, planned
 
 EVENTS: Final = 20_000
@@ -32,7 +32,8 @@ select 'bot', sha256(('$' || n)::bytea), now() from generate_series(2, {EVENTS} 
 """
 # One room is known up to shortly before; of the other nothing is, and all was compared till then.
 LOOK: Final = (
-    f"'bot', '{{${EVENTS},${EVENTS - 1}}}', '{{${EVENTS - 10},null}}', {EVENTS - 20}, 1000"
+    f"'bot', '{{${EVENTS},${EVENTS - 1}}}', '{{${EVENTS - 10},null}}', {EVENTS - 20}, 1000,"
+    " '29 days'"
 )
 
 
@@ -40,18 +41,6 @@ LOOK: Final = (
 async def lab(pg: Connection, db: Database, intake: Intake) -> AsyncIterator[Lab]:
     async with homeserver_that_shows() as shown, one_room(pg, db, intake, shown) as one:
         yield one
-
-
-def of(*event_ids: str, room: str = ROOM) -> bytes:
-    """A transaction with these events."""
-    events = [{"event_id": one, "room_id": room} for one in event_ids]
-    return json.dumps({"events": events}).encode()
-
-
-async def store(lab: Lab, order: RoomOrder, *event_ids: str) -> None:
-    """As the relay does it."""
-    async with order.kept("bot", of(*event_ids)):
-        await lab.relayed(*event_ids)
 
 
 async def test_what_a_room_lacks_comes_before_what_is_said_in_it(lab: Lab) -> None:
@@ -263,17 +252,91 @@ async def hanging() -> AsyncIterator[str]:
 async def test_a_homeserver_that_hangs_holds_a_room_up_once_and_for_a_while_at_most(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room_order, "LONGEST_SECONDS", 1.0)
-    await lab.say(2)
-    await lab.say(3)
-    await lab.say(4)
+    monkeypatch.setattr(room_order, "ASKED_SECONDS", 1.0)
+    for at in range(2, 6):
+        await lab.say(at)
+    await lab.keep(2)
+    await lab.keep(4)
     async with hanging() as lab.shown.url:
         order = lab.room_order()
         async with asyncio.timeout(20):
-            await store(lab, order, "$3")
+            await store(lab, order, "$5")
+        await lab.say(6)
         async with asyncio.timeout(0.9):
-            await store(lab, order, "$4")
+            await store(lab, order, "$6")
+    assert await lab.got() == ["$1", "$2", "$4", "$5", "$6"]
+
+
+async def test_what_one_event_cannot_be_shown_for_costs_the_others_nothing(lab: Lab) -> None:
+    for at in range(2, 6):
+        await lab.say(at)
+    await lab.keep(2)
+    await lab.keep(4)
+    lab.shown.fails = (502, "bad gateway")
+    await store(lab, lab.room_order(), "$5")
+    assert await lab.got() == ["$1", "$2", "$4", "$5"]
+
+
+async def test_a_database_that_is_stuck_holds_a_transaction_up_for_a_while_at_most(
+    lab: Lab, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room_order, "LONGEST_SECONDS", 0.3)
+    order = lab.room_order()
+    await lab.say(2)
+    other = await asyncpg.connect(database)
+    async with other.transaction():
+        await other.execute("lock table public.events")
+        async with asyncio.timeout(4), order.kept("bot", of("$2")):
+            pass
+    await other.close()
+
+
+async def test_what_came_so_long_ago_that_it_is_forgotten_is_a_repeat(lab: Lab) -> None:
+    """What Synapse had in its database when it was killed, it sends at its next failure."""
+    order = lab.room_order()
+    for at in range(2, 5):
+        await lab.say(at, days_ago=31)
+    await store(lab, order, "$2", "$3")
+    await lab.pg.execute("update appservice_bridge.event_cursor set settled = 3")
+    await lab.pg.execute("delete from appservice_bridge.seen_event where true")
+    await lab.pg.execute("delete from appservice_bridge.relayed where true")
+    await store(lab, order, "$2", "$4")  # the second of them was not compared
+    assert await lab.got() == ["$1", "$2", "$3", "$4"]
+    assert await lab.counted("repeated") == 1
+
+
+async def test_what_is_older_than_anyone_remembers_is_not_lacking(lab: Lab) -> None:
+    await lab.say(2, days_ago=31)
+    await lab.say(3)
+    await lab.say(4)
+    await store(lab, lab.room_order(), "$4")
     assert await lab.got() == ["$1", "$3", "$4"]
+
+
+async def test_what_synapse_has_in_memory_at_its_first_transaction_is_not_lost(lab: Lab) -> None:
+    await lab.pg.execute("delete from appservice_bridge.event_cursor where true")
+    order = lab.room_order()
+    for at in range(2, 5):
+        await lab.say(at)
+    await lab.reach(4)
+    await store(lab, order, "$2")
+    await lab.finder().look_once()
+    assert await lab.got() == ["$1", "$2", "$3", "$4"]
+
+
+async def test_a_first_transaction_with_what_happened_long_ago_begins_at_the_present(
+    lab: Lab,
+) -> None:
+    """It stayed in Synapse's database, and others were sent past the bridge since."""
+    await lab.pg.execute("delete from appservice_bridge.event_cursor where true")
+    await lab.say(2, days_ago=20)
+    await lab.say(3, days_ago=10)
+    await lab.reach(3)
+    await store(lab, lab.room_order(), "$2")
+    assert await lab.cursor() is None
+    for _ in range(2):
+        await lab.finder().look_once()
+    assert (await lab.got(), await lab.cursor()) == (["$1", "$2"], 3)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -110,17 +110,21 @@ class Lab:
             return EventRecovery(self.db, self.owners, self.session, url)
         return EventRecovery(self.db, self.owners, self.session, url, before=self.before)
 
-    async def say(self, at: int, *, room: str = ROOM, kind: str = "m.x", shows: bool = True) -> str:
+    async def say(
+        self, at: int, *, room: str = ROOM, kind: str = "m.x", shows: bool = True, days_ago: int = 0
+    ) -> str:
         """An event that Synapse has committed."""
         event_id = f"${at}"
         await self.pg.execute(
             "insert into public.events (stream_ordering, topological_ordering, event_id, type,"
-            " room_id, processed, outlier, sender)"
-            " values ($1, $1, $2, $4, $3, true, false, '@alice:example.org')",
+            " room_id, processed, outlier, sender, received_ts)"
+            " values ($1, $1, $2, $4, $3, true, false, '@alice:example.org',"
+            "         extract(epoch from now() - make_interval(days => $5)) * 1000)",
             at,
             event_id,
             room,
             kind,
+            days_ago,
         )
         if shows:
             self.shown.events[event_id] = {
@@ -130,6 +134,23 @@ class Lab:
                 "unsigned": {"membership": "join", "age": 1},
             }
         return event_id
+
+    async def keep(self, at: int) -> None:
+        """The event as Synapse stores it."""
+        pdu = {
+            "type": "m.x",
+            "sender": "@alice:example.org",
+            "content": {"n": at},
+            "origin_server_ts": 5,
+            "unsigned": {"age_ts": 5},
+        }
+        await self.pg.execute(
+            "insert into public.event_json (event_id, room_id, internal_metadata, json)"
+            " values ($1, $2, '{}', $3)",
+            f"${at}",
+            ROOM,
+            json.dumps(pdu),
+        )
 
     async def reach(self, position: int) -> None:
         """Synapse has handed all up to here to its own sender."""
@@ -172,3 +193,15 @@ class Lab:
         query = "select settled from appservice_bridge.event_cursor where appservice_id = 'bot'"
         settled: int | None = await self.pg.fetchval(query)
         return settled
+
+
+def of(*event_ids: str, room: str = ROOM) -> bytes:
+    """A transaction with these events."""
+    events = [{"event_id": one, "room_id": room} for one in event_ids]
+    return json.dumps({"events": events}).encode()
+
+
+async def store(lab: Lab, order: RoomOrder, *event_ids: str) -> None:
+    """As the relay does it."""
+    async with order.kept("bot", of(*event_ids)):
+        await lab.relayed(*event_ids)
