@@ -2,13 +2,15 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 import structlog
 
 from appservice_bridge.domain.budget import Budget
+from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.waiting import set_within
@@ -87,6 +89,7 @@ class Intake:
         self._budget = budget
         self._max_rows = MAX_ROWS
         self._first_seq: int | None = None
+        self._ahead: capture_log.Batch | None = None  # read while another was routed
         self._alone = True  # as far as is known, no other worker consumes
         self.wake = asyncio.Event()
 
@@ -134,8 +137,10 @@ class Intake:
 
         None where that does not do: for what is in the log, or for who has the gate.
         """
+        batch, self._ahead = self._ahead, None
         async with self._database.statement() as conn:
-            batch = await self._read(conn, sweep=sweep)
+            if batch is None or batch.whole or sweep:  # whoever woke us may have come behind it
+                batch = await self._read(conn, sweep=sweep)
             if batch is None:
                 return None
             if batch.empty:
@@ -145,13 +150,36 @@ class Intake:
                 return None
             self._first_seq = batch.rows[0].seq
             limit = self._budget.appservice_bytes
-            appended = await straight.route(
-                conn, batch, self._digest, items, appservice_bytes=limit
-            )
-        if appended is None:
+            with self._reading_ahead(batch, sweep=sweep) as more:
+                routed = await straight.route(
+                    conn, batch, self._digest, items, appservice_bytes=limit
+                )
+                ahead = await more
+        if routed is None:
             self._alone = False
             return None
-        return _passed(batch, appended)
+        if ahead is not None:
+            self._ahead = replace(ahead, gate=replace(ahead.gate, last_intake_at=routed.intake_at))
+        return _passed(batch, routed.grown)
+
+    @contextmanager
+    def _reading_ahead(
+        self, batch: capture_log.Batch, *, sweep: bool
+    ) -> Iterator[asyncio.Task[capture_log.Batch | None]]:
+        """Read what comes behind a batch while Postgres routes that, where there is more."""
+        more = not batch.whole and not sweep
+        reading = asyncio.create_task(self._read_behind(batch) if more else _nothing())
+        try:
+            yield reading
+        finally:
+            reading.cancel()
+
+    async def _read_behind(self, batch: capture_log.Batch) -> capture_log.Batch | None:
+        try:
+            async with self._database.statement() as conn:
+                return await self._read(conn, sweep=False, behind=batch)
+        except BridgeError:
+            return None  # the next pass reads for itself, and hears of it
 
     async def _the_long_way(self, *, sweep: bool) -> Passed:
         """Hold the gate, look, and do one thing after the other, in one DB transaction."""
@@ -171,7 +199,12 @@ class Intake:
         return _passed(batch, dict.fromkeys(appended, ()))
 
     async def _read(
-        self, conn: Connection, *, sweep: bool, max_rows: int | None = None
+        self,
+        conn: Connection,
+        *,
+        sweep: bool,
+        max_rows: int | None = None,
+        behind: capture_log.Batch | None = None,
     ) -> capture_log.Batch | None:
         return await capture_log.read(
             conn,
@@ -179,6 +212,7 @@ class Intake:
             max_rows=max_rows or self._max_rows,
             max_bytes=MAX_BYTES,
             sweep=sweep,
+            behind=behind,
         )
 
     async def _route(self, conn: Connection, batch: capture_log.Batch) -> set[str]:
@@ -233,6 +267,10 @@ class Intake:
         if row.user_id is not None and row.device_id is not None and row.stream_id is not None:
             await repeats.take(conn, [repeats.InboxKey(row.user_id, row.device_id, row.stream_id)])
         log.error("intake.buried", reason=error.reason)
+
+
+async def _nothing() -> None:
+    """There is nothing to read ahead."""
 
 
 def _passed(batch: capture_log.Batch, appended: Grown) -> Passed:

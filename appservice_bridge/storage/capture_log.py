@@ -47,14 +47,19 @@ READ: Final = """
 -- capture_log.read: the next rows in sequence order, as many as fit in $2 rows and $3 bytes, one
 -- at least; with $4 from below the head, too, whatever the gaps say. All is seen by one
 -- snapshot. No row: the worker that started last has other registrations. After ten minutes a
--- gap is left to the sweep.
+-- gap is left to the sweep. What is being consumed meanwhile is not read again: $5 is where that
+-- leaves the head, $6 and $7 are the gaps that it leaves, and $8 what it takes out of old ones.
 with gate as materialized (
-    select head, last_intake_at from intake_gate where registrations_digest = $1
+    select coalesce($5, head) as head, last_intake_at
+      from intake_gate where registrations_digest = $1
 ), gap as materialized (
     select first_seq, last_seq, settled_by is null as undated,
            coalesce(settled_by < pg_snapshot_xmin(pg_current_snapshot()), false)
            or seen_at < clock_timestamp() - interval '10 minutes' as settled
       from intake_gap
+    union all
+    select first_seq, last_seq, true, false
+      from unnest($6::bigint[], $7::bigint[]) as new(first_seq, last_seq)
 ), waiting as (
     (select l.* from gate cross join lateral (
         select * from capture_log where seq > case when $4 then 0 else gate.head end
@@ -63,7 +68,7 @@ with gate as materialized (
     (select l.* from gate cross join gap cross join lateral (
         select * from capture_log where seq between gap.first_seq and gap.last_seq
          order by seq limit $2) l
-      where not $4)
+      where not $4 and l.seq <> all($8::bigint[]))
      order by seq limit $2
 ), measured as (
     select *, row_number() over before as place,
@@ -223,6 +228,18 @@ class Batch:
         return missing_numbers(head, [row.seq for row in self.rows if row.seq > head])
 
     @property
+    def leaves(self) -> tuple[int, list[int], list[int], list[int]]:
+        """What `READ` is told of it: the head, the new gaps' ends, and what it takes out of old."""
+        seqs = [row.seq for row in self.rows]
+        missing = self.missing
+        return (
+            max(self.gate.head, *seqs),
+            [first for first, _ in missing],
+            [last for _, last in missing],
+            [seq for seq in seqs if seq <= self.gate.head],
+        )
+
+    @property
     def more_may_come(self) -> bool:
         """Whether a writer drew a number that was not there to read: it is at work, or gave up."""
         new = sum(row.seq > self.gate.head for row in self.rows)
@@ -260,12 +277,16 @@ async def read(
     max_rows: int,
     max_bytes: int,
     sweep: bool = False,
+    behind: "Batch | None" = None,
 ) -> Batch | None:
     """What the next pass takes; None if the worker that started last has other registrations.
 
-    Only who holds the gate may consume it; or who takes the gate as it was read here.
+    Only who holds the gate may consume it; or who takes the gate as it was read here. With
+    `behind` it is what comes after that batch, which is being consumed meanwhile; then who takes
+    the gate as that one leaves it.
     """
-    records = await conn.fetch(READ, registrations_digest, max_rows, max_bytes, sweep)
+    before = (None, [], [], []) if behind is None else behind.leaves
+    records = await conn.fetch(READ, registrations_digest, max_rows, max_bytes, sweep, *before)
     if not records:
         return None
     head, drawn, last_intake_at, gaps, first_seq, *_ = records[0]

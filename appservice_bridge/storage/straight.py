@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Final, NamedTuple, TypeAlias
 
 from appservice_bridge.domain.transaction import Item, Kind
@@ -81,11 +82,13 @@ with gate as materialized (
        set head = greatest(head, (select max(seq) from unnest($3::bigint[]) s(seq))),
            last_intake_at = clock_timestamp()
      where exists (select from goes)
+    returning last_intake_at
 )
 select exists (select from gate) as held, there.rows, there.outboxes,
        (select array_agg((appservice_id, before, is_full)) from head) as grown,
        (select bool_and(fresh) from item) as all_fresh,
-       extract(epoch from clock_timestamp())::float8 as now
+       extract(epoch from clock_timestamp())::float8 as now,
+       (select last_intake_at from moved) as intake_at
   from there
 """
 
@@ -95,6 +98,13 @@ HANDED_BYTES: Final = 256 * 1024
 
 Grown: TypeAlias = Mapping[str, Sequence[Item]]
 """What was appended, by appservice; nothing where it has to be read in the outbox."""
+
+
+class Routed(NamedTuple):
+    """What was appended, and when, which is how the gate was left."""
+
+    grown: Grown
+    intake_at: datetime
 
 
 class Straight(NamedTuple):
@@ -117,7 +127,7 @@ async def route(
     items: Sequence[Straight],
     *,
     appservice_bytes: int,
-) -> Grown | None:
+) -> Routed | None:
     """Consume a batch of nothing but these; returns whose outbox grew, if it is small by what, too.
 
     None, and nothing is done, if another is the intake, or was since the batch was read. A row may
@@ -140,17 +150,17 @@ async def route(
         [first for first, _ in batch.missing],
         [last for _, last in batch.missing],
     )
-    held, rows, outboxes, grown, all_fresh, now = done or (False, 0, False, None, False, 0.0)
-    if not held:
+    if done is None or not done["held"]:
         return None
+    _, rows, outboxes, grown, all_fresh, now, at = done
     if rows != len(seqs):
         raise LogConsumedElsewhereError(len(seqs), rows)
     if not outboxes:
         raise OutboxMissingError(sorted({item.appservice_id for item in items}))
     grown = grown or ()
     if all_fresh and not any(is_full for _, _, is_full in grown) and _is_small(batch):
-        return _handed(batch, items, {id_: before for id_, before, _ in grown}, now)
-    return {appservice_id: () for appservice_id, _, _ in grown}
+        return Routed(_handed(batch, items, {id_: before for id_, before, _ in grown}, now), at)
+    return Routed({appservice_id: () for appservice_id, _, _ in grown}, at)
 
 
 def _is_small(batch: Batch) -> bool:

@@ -370,7 +370,7 @@ async def test_what_another_intake_consumed_since_it_was_read_is_not_consumed_ag
 ) -> None:
     route = straight.route
 
-    async def late(*arguments: Any, **options: Any) -> straight.Grown | None:
+    async def late(*arguments: Any, **options: Any) -> straight.Routed | None:
         monkeypatch.undo()
         await intake.consume_once()
         await capture(pg, "@b_1:example.org", 2)
@@ -402,7 +402,7 @@ async def test_a_batch_of_which_a_row_is_gone_does_not_go_straight(
     """Another hand in the tables: nothing is done by halves."""
     route = straight.route
 
-    async def without_the_first(*arguments: Any, **options: Any) -> straight.Grown | None:
+    async def without_the_first(*arguments: Any, **options: Any) -> straight.Routed | None:
         await pg.execute("delete from appservice_bridge.capture_log where stream_id = 1")
         return await route(*arguments, **options)
 

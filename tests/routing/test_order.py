@@ -1,13 +1,16 @@
 """In order, and keys first: what was answered before the next was sent keeps its place."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
 
 import asyncpg
 import pytest
 
+from appservice_bridge.routing import intake as intake_module
 from appservice_bridge.routing.intake import Intake
-from appservice_bridge.storage import capture_log
-from appservice_bridge.storage.database import Database
+from appservice_bridge.storage import capture_log, straight
+from appservice_bridge.storage.database import Database, DatabaseUnavailableError
 from tests.support.facts import Connection, capture, outbox, relay
 from tests.support.intake import nobody, registered
 
@@ -92,6 +95,95 @@ async def test_what_a_late_commit_brings_is_found_even_if_it_is_more_than_a_pass
     while not (await intake.consume_once()).done:
         pass
     assert await outbox(pg) == [11, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+
+
+class TwoLate:
+    """Two writers that are late, and what is sent when both were answered."""
+
+    def __init__(self, pg: Connection, old: Connection, new: Connection) -> None:
+        self._pg, self._old, self._new = pg, old, new
+
+    async def begin(self, intake: Intake) -> None:
+        """One is in a gap that is noted, the other in one of the batch that is read next."""
+        await self._old.execute("begin")
+        await capture(self._old, "@b_1:example.org", 1)
+        await capture(self._pg, "@b_1:example.org", 2)
+        await intake.consume_once()
+        await capture(self._pg, "@b_1:example.org", 3)
+        await self._new.execute("begin")
+        await capture(self._new, "@b_1:example.org", 4)
+        for n in (5, 6):
+            await capture(self._pg, "@b_1:example.org", n)
+
+    async def end(self) -> None:
+        await self._old.execute("commit")
+        await self._new.execute("commit")
+        for n in (7, 8, 9):
+            await capture(self._pg, "@b_1:example.org", n)
+
+
+@pytest.fixture
+async def two_late(pg: Connection, database: str) -> AsyncIterator[TwoLate]:
+    old, new = await asyncpg.connect(database), await asyncpg.connect(database)
+    yield TwoLate(pg, old, new)
+    await old.close()
+    await new.close()
+
+
+@pytest.mark.parametrize("when", ["before it is read", "when it was read", "when all is routed"])
+async def test_what_is_read_ahead_does_not_overtake_what_commits_meanwhile(
+    pg: Connection, intake: Intake, monkeypatch: pytest.MonkeyPatch, two_late: TwoLate, when: str
+) -> None:
+    read, route, was_read = capture_log.read, straight.route, asyncio.Event()
+
+    async def ahead(*arguments: Any, **options: Any) -> Any:
+        if options["behind"] is None:
+            return await read(*arguments, **options)
+        if when == "before it is read":
+            await two_late.end()
+        batch = await read(*arguments, **options)
+        if when == "when it was read":
+            await two_late.end()
+        was_read.set()
+        return batch
+
+    async def routed(*arguments: Any, **options: Any) -> Any:
+        await was_read.wait()
+        return await route(*arguments, **options)
+
+    await two_late.begin(intake)
+    monkeypatch.setattr(intake_module, "MAX_ROWS", 3)
+    intake._max_rows = 3
+    with monkeypatch.context() as patched:
+        patched.setattr(capture_log, "read", ahead)
+        patched.setattr(straight, "route", routed)
+        assert not (await intake.consume_once()).done
+    if when == "when all is routed":
+        await two_late.end()
+    while not (await intake.consume_once()).done:
+        pass
+    came = await outbox(pg)
+    assert sorted(came) == list(range(1, 10))
+    assert max(came.index(1), came.index(4)) < came.index(7)
+
+
+async def test_what_cannot_be_read_ahead_costs_the_batch_that_is_routed_nothing(
+    pg: Connection, intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = capture_log.read
+
+    async def not_ahead(*arguments: Any, **options: Any) -> Any:
+        if options["behind"] is not None:
+            raise DatabaseUnavailableError("cut off")
+        return await read(*arguments, **options)
+
+    monkeypatch.setattr(capture_log, "read", not_ahead)
+    for n in (1, 2, 3):
+        await capture(pg, "@b_1:example.org", n)
+    intake._max_rows = 2
+    assert list((await intake.consume_once()).appended) == ["bot"]
+    await intake.consume_once()
+    assert await outbox(pg) == [1, 2, 3]
 
 
 async def test_a_gap_is_forgotten_once_its_writer_has_given_up(

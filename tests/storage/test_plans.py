@@ -87,12 +87,12 @@ class Hot:
 HOT: Final = {
     "capture_log.read": Hot(
         statement=capture_log.READ,
-        parameters="'ours', 1000, 16777216, false",
+        parameters="'ours', 1000, 16777216, false, null, '{}', '{}', '{}'",
         looks_at={"capture_log": 1011},
     ),
     "capture_log.read of little": Hot(
         statement=capture_log.READ,
-        parameters="'ours', 5, 16777216, false",
+        parameters="'ours', 5, 16777216, false, null, '{}', '{}', '{}'",
         looks_at={"capture_log": 15},
     ),
     "straight.route": Hot(
