@@ -70,9 +70,9 @@ class RoomOrder:
     """What has to be in the log before a transaction's events are, for all appservices.
 
     Of each room the last event that was stored is remembered, so that a look is at what lies
-    between two transactions, which is nothing. Dying forgets these, and a look begins where all
-    was compared a few seconds ago; dying in between leaves what was recovered in the log, and the
-    homeserver sends its transaction again.
+    between two transactions, which is nothing; within one Synapse leaves nothing out. Dying forgets
+    these, and a look begins where all was compared a few seconds ago; dying in between leaves what
+    was recovered in the log, and the homeserver sends its transaction again.
     """
 
     def __init__(self, database: Database, recovery: EventRecovery) -> None:
