@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Final, NamedTuple
 
 import structlog
 
 from appservice_bridge.delivery import sealing
+from appservice_bridge.delivery.ahead import Ahead
 from appservice_bridge.delivery.bodies import Bodies
 from appservice_bridge.delivery.building import build_ahead, built_of
 from appservice_bridge.delivery.group_commit import GroupCommit
@@ -85,6 +87,7 @@ class Lane:
         self._looked = False  # and found nothing; an append may have come since
         self._handed: Sequence[Item] = ()  # what came, if nothing came before it
         self._attempt = 0
+        self._ahead: Ahead | None = None
         self._term = clock.term
         self._log = log.bind(appservice=lease.appservice_id)
 
@@ -113,6 +116,7 @@ class Lane:
             await self._serve(stop)
         finally:
             self._bodies.hold(self, 0)
+            self._drop_ahead()
 
     async def _serve(self, stop: asyncio.Event) -> None:
         owed: Sealed | None = None
@@ -140,6 +144,8 @@ class Lane:
             finally:
                 self.sending = False
                 self._bodies.hold(self, 0 if owed is None else len(owed.body))
+                if owed is None:
+                    self._drop_ahead()
 
     def _ends(self, stop: asyncio.Event) -> bool:
         """Whether no attempt is to begin any more."""
@@ -243,15 +249,30 @@ class Lane:
 
     @contextmanager
     def _building_ahead(self, owed: Sealed) -> Iterator[asyncio.Task[Following | None] | None]:
-        """Build what follows while this is in flight, if more waits, and there is room for both."""
-        if not owed.cut or not self._bodies.roomy:
-            yield None
-            return
-        building = asyncio.create_task(self._build_ahead(beside=owed))
+        """Build what follows while this is in flight; it may have begun when this was sealed."""
+        if self._ahead is None or self._ahead.behind != owed.number:
+            self._build_behind(owed)
+        ahead, self._ahead = self._ahead, None
         try:
-            yield building
+            yield None if ahead is None else ahead.building
         finally:
-            building.cancel()
+            if ahead is not None:
+                ahead.drop()
+
+    def _build_behind(self, sealed: Sealed) -> None:
+        """Begin to build what follows, if more waits, and there is room for both."""
+        self._drop_ahead()
+        if self._place is None or not sealed.cut or not self._bodies.roomy:
+            return
+        self._handed = ()
+        place = Place(self._place.epoch, sealed.number + 1, sealed.last_position)
+        build = partial(build_ahead, self._database, self._lease.appservice_id, self._capped, place)
+        self._ahead = Ahead(sealed.number, build, self._bodies)
+
+    def _drop_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead.drop()
+        self._ahead = None
 
     async def _fail(self, owed: Sealed, failed: Attempt) -> Sealed | None:
         """What is owed after an attempt that failed: the same, or what is in its place."""
@@ -306,10 +327,13 @@ class Lane:
     ) -> Sealed | None:
         if self._ends(stop):
             following = None  # it could not be sent
+        if following is not None:
+            self._build_behind(following.sealed)
         turned = await self._group.turn(
             Turn(lease=self._lease, taken=owed, status=outcome.status, following=following)
         )
         if turned is None or not turned.acked:
+            self._drop_ahead()
             return await self._ack_alone(owed, outcome, stop)
         self._looked = not turned.more
         return following.sealed if following is not None and turned.sealed else None

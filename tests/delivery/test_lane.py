@@ -9,14 +9,22 @@ from typing import Any
 
 import pytest
 
+from appservice_bridge.delivery import building
+from appservice_bridge.delivery import lane as lane_module
 from appservice_bridge.delivery.bodies import Bodies
+from appservice_bridge.delivery.group_commit import GroupCommit
 from appservice_bridge.delivery.lane import Lane
 from appservice_bridge.storage import outbox
+from appservice_bridge.storage.turns import Turn, Turned
 from tests.support.appservice import Request, appservice, ok
 from tests.support.bridge import registration, worker, write_files
 from tests.support.facts import Connection, capture, relay, wait_until
 
 BOT = "@b_1:example.org"
+DEVICE_LIST = """
+insert into appservice_bridge.device_list_update (appservice_id, user_id, change)
+values ('bot', $1, 'changed') on conflict do nothing
+"""
 
 
 def numbers(items: list[dict[str, object]]) -> list[object]:
@@ -185,6 +193,73 @@ async def test_transactions_stay_below_the_caps_and_keep_the_order(
     assert numbers(bot.to_device) == list(range(1, 201))
     assert all(len(request.body) <= 4000 for request in bot.requests)
     assert all(len(r.items("de.sorunome.msc2409.to_device")) <= 50 for r in bot.requests)
+
+
+async def test_what_comes_after_the_next_is_built_while_the_next_is_sealed(
+    pg: Connection, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, turn, done = building.build_ahead, GroupCommit.turn, list[tuple[str, int]]()
+
+    async def built(*arguments: Any) -> Any:
+        done.append(("builds", arguments[-1].number))
+        return await build(*arguments)
+
+    async def turned(self: GroupCommit, one: Turn) -> Turned | None:
+        if one.following is None:
+            return await turn(self, one)
+        done.append(("seals", one.following.sealed.number))
+        await asyncio.sleep(0.05)
+        taken = await turn(self, one)
+        done.append(("sealed", one.following.sealed.number))
+        return taken
+
+    monkeypatch.setattr(lane_module, "build_ahead", built)
+    monkeypatch.setattr(GroupCommit, "turn", turned)
+    async with appservice() as bot:
+        delivery = {"max_items": 10}
+        registered = [registration("bot", bot.url, users=["@b_.*"])]
+        files = write_files(tmp_path, database, registered, delivery=delivery)
+        for n in range(1, 101):
+            await capture(pg, BOT, n)
+        async with worker(files):
+            await bot.until(lambda: len(bot.to_device) == 100)
+    assert numbers(bot.to_device) == list(range(1, 101))
+    one = max(number for what, number in done if what == "seals") // 2
+    began, ended = done.index(("seals", one)), done.index(("sealed", one))
+    assert ("builds", one + 1) in done[began:ended]
+
+
+async def test_what_was_built_behind_a_seal_that_did_not_come_about_is_built_anew(
+    pg: Connection, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device list that waits goes with the next transaction, which is then another one."""
+    turn, all_bodies = GroupCommit.turn, list[Bodies]()
+    start = Bodies.__init__
+
+    def kept(self: Bodies, *arguments: int) -> None:
+        start(self, *arguments)
+        all_bodies.append(self)
+
+    async def turned(self: GroupCommit, one: Turn) -> Turned | None:
+        if one.following is not None and one.following.sealed.number % 3 == 0:
+            changed = f"@alice_{one.following.sealed.number}:example.org"
+            await pg.execute(DEVICE_LIST, changed)
+        return await turn(self, one)
+
+    monkeypatch.setattr(Bodies, "__init__", kept)
+    monkeypatch.setattr(GroupCommit, "turn", turned)
+    async with appservice() as bot:
+        delivery = {"max_items": 10}
+        registered = [registration("bot", bot.url, users=["@b_.*"])]
+        files = write_files(tmp_path, database, registered, delivery=delivery)
+        for n in range(1, 101):
+            await capture(pg, BOT, n)
+        async with worker(files):
+            await bot.until(lambda: len(bot.to_device) == 100)
+            await wait_until(pg, "select count(*) = 0 from appservice_bridge.sealed")
+    assert numbers(bot.to_device) == list(range(1, 101))
+    assert any(b"alice_" in request.body for request in bot.requests)
+    assert [one.total for one in all_bodies] == [0]
 
 
 async def test_a_transaction_that_does_not_match_its_seal_is_never_sent(
