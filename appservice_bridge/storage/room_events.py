@@ -76,16 +76,20 @@ on conflict do nothing
 """
 
 SKIP_OLD: Final = """
--- room_events.skip_old: of what is older than $2 it is not known any more whether it came
+-- room_events.skip_old: of what is older than $2 it is not known any more whether it came; up to
+-- the first that is not, for a clock may have been wrong behind it
 with next as materialized (
     select e.stream_ordering, e.received_ts
       from event_cursor c
      cross join lateral (select * from public.events where stream_ordering > c.settled
                           order by stream_ordering limit $3) e
      where c.appservice_id = $1
+), young as (
+    select min(stream_ordering) as first from next
+     where received_ts is null or received_ts > extract(epoch from now() - $2::interval) * 1000
 ), old as (
-    select max(stream_ordering) as last from next
-     where received_ts <= extract(epoch from now() - $2::interval) * 1000
+    select max(stream_ordering) as last from next, young
+     where young.first is null or stream_ordering < young.first
 )
 update event_cursor c set settled = old.last, began = old.last
   from old

@@ -340,3 +340,14 @@ async def test_what_was_not_compared_for_a_month_is_taken_for_nothing_that_is_mi
     assert await finder.look_once() == 2
     await store(lab, lab.room_order(), "$3")  # if Synapse has it all the same
     assert await lab.got() == ["$1", "$5", "$6", "$3"]
+
+
+async def test_an_event_that_a_wrong_clock_made_old_costs_what_is_before_it_nothing(
+    lab: Lab,
+) -> None:
+    await lab.say(2)
+    await lab.say(3, days_ago=40)
+    await lab.say(4)
+    await lab.reach(4)
+    assert await lab.finder().look_once() == 3
+    assert await lab.got() == ["$1", "$2", "$3", "$4"]
