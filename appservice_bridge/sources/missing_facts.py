@@ -120,10 +120,11 @@ async def _compare(
     found: MissingEvents,
 ) -> None:
     while after < to:
-        unseen = await room_events.unseen(conn, appservice_id, after=after, to=to, limit=SLICE)
-        events = (await of_interest(conn, appservice_id, interest, unseen)).events
-        ids = [event.event_id for event in events]
-        known = await audit.accounted_for(conn, appservice_id, ids) if ids else frozenset()
+        async with audit.snapshot(conn):
+            unseen = await room_events.unseen(conn, appservice_id, after=after, to=to, limit=SLICE)
+            events = (await of_interest(conn, appservice_id, interest, unseen)).events
+            ids = [event.event_id for event in events]
+            known = await audit.accounted_for(conn, appservice_id, ids) if ids else frozenset()
         for event in events:
             if event.type == _REDACTION:
                 found.withheld += 1

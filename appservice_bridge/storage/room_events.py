@@ -365,9 +365,10 @@ async def log_is_long(conn: Connection) -> bool:
 async def waiting_in_log(
     conn: Connection, appservice_id: str, event_ids: Sequence[str]
 ) -> set[str]:
-    """Which of these came, and intake has yet to look at them; not for a long log.
+    """Which of these came, and intake has yet to look at them; only in a DB transaction.
 
-    A reply or a receipt names an event, too, and has come without it.
+    Not for a long log, which is read through. A reply or a receipt names an event, too, and has
+    come without it.
     """
     wanted, came = set(event_ids), set[str]()
     bodies = conn.cursor(IN_LOG, appservice_id, prefetch=BODIES_AT_ONCE)
