@@ -25,6 +25,7 @@ from tests.support.facts import (
     message,
     outbox,
     relay,
+    wait_until,
     written_otherwise,
 )
 from tests.support.intake import nobody, registered
@@ -382,6 +383,22 @@ async def test_what_another_intake_consumed_since_it_was_read_is_not_consumed_ag
     assert (await other.consume_once()).rows == 1
     assert await outbox(pg) == [1, 2]
     assert (await counted(pg)) == {(Kind.TO_DEVICE, "routed"): 2}
+
+
+async def test_what_is_taken_past_the_gate_while_it_goes_straight_is_a_repeat(
+    pg: Connection, intake: Intake
+) -> None:
+    await capture(pg, "@b_1:example.org", 1)
+    await capture(pg, "@b_1:example.org", 2)
+    async with pg.transaction():
+        await pg.execute(
+            "insert into appservice_bridge.taken values ('@b_1:example.org', 'DEV', 1)"
+        )
+        passing = asyncio.create_task(intake.consume_once())
+        await wait_until(pg, "select exists (select from pg_locks where not granted)")
+    assert (await passing).rows == 2
+    assert await outbox(pg) == [2]
+    assert await counted(pg) == {(Kind.TO_DEVICE, "routed"): 1, (Kind.TO_DEVICE, "repeated"): 1}
 
 
 async def test_while_another_holds_the_gate_nothing_goes_straight(
