@@ -338,7 +338,7 @@ async def test_where_anything_is_not_as_it_was_captured_nothing_is_handed_over(
 ) -> None:
     await capture(pg, "@b_1:example.org", 1)
     await intake.consume_once()
-    for n in (1, 2):
+    for n in (1, 2):  # one that was taken before
         await capture(pg, "@b_1:example.org", n)
     assert (await intake.consume_once()).appended == {"bot": ()}
     monkeypatch.setattr(straight, "HANDED_ROWS", 2)
@@ -371,7 +371,7 @@ async def test_what_another_intake_consumed_since_it_was_read_is_not_consumed_ag
 ) -> None:
     route = straight.route
 
-    async def late(*arguments: Any, **options: Any) -> straight.Routed | None:
+    async def late(*arguments: Any, **options: Any) -> straight.Went | None:
         monkeypatch.undo()
         await intake.consume_once()
         await capture(pg, "@b_1:example.org", 2)
@@ -419,7 +419,7 @@ async def test_a_batch_of_which_a_row_is_gone_does_not_go_straight(
     """Another hand in the tables: nothing is done by halves."""
     route = straight.route
 
-    async def without_the_first(*arguments: Any, **options: Any) -> straight.Routed | None:
+    async def without_the_first(*arguments: Any, **options: Any) -> straight.Went | None:
         await pg.execute("delete from appservice_bridge.capture_log where stream_id = 1")
         return await route(*arguments, **options)
 

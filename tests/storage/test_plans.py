@@ -98,8 +98,9 @@ HOT: Final = {
     "straight.route": Hot(
         statement=straight.ROUTE,
         parameters="'ours', null, '{90001,90002,90003}', '{90001,90002,90003}',"
-        " '{bot0,bot1,bot0}', '{a,b,c}', 1000000, '{70}', '{99001}', '{99002}'",
-        looks_at={"capture_log": 9, "taken": 0, "outbox_head": 6, "lane": 2, "outbox": 0},
+        " '{bot0,bot1,bot0}', '{1,1,2}', '{a,b,c}', '{bot0,bot1}', '{2,1}', '{9,9}', 1000000,"
+        " '{70}', '{99001}', '{99002}'",
+        looks_at={"capture_log": 12, "outbox_head": 6, "lane": 2, "outbox": 0},
     ),
     "capture_log.consume": Hot(
         statement=capture_log.CONSUME,
