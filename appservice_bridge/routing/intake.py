@@ -2,21 +2,20 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 import structlog
 
 from appservice_bridge.domain.budget import Budget
-from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.ledger_outcomes import LedgerOutcome
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.routing import key_only
 from appservice_bridge.routing.candidates import Candidate
 from appservice_bridge.routing.device_changes import DeviceChanges
+from appservice_bridge.routing.read_ahead import ReadAhead
 from appservice_bridge.routing.route import route_rows
 from appservice_bridge.routing.straight import straight_items
 from appservice_bridge.storage import (
@@ -61,12 +60,14 @@ class Passed:
         rows: how many it consumed.
         done: nothing that was there to read is left.
         more_may_come: somebody was writing meanwhile, who may wake nobody.
+        swept: of a sweep, nothing that it looks for is left: no row below the head.
     """
 
     appended: Grown = field(default_factory=dict)
     rows: int = 0
     done: bool = True
     more_may_come: bool = False
+    swept: bool = True
 
 
 class Intake:
@@ -106,7 +107,7 @@ class Intake:
                 log.warning("intake.rests", reason=error.reason)
                 passed = Passed()
             else:
-                if sweep and passed.done:
+                if sweep and passed.swept:
                     sweep_at = clock() + SWEEP_SECONDS
             if passed.rows:
                 busy_until = clock() + PATIENCE_SECONDS
@@ -121,21 +122,23 @@ class Intake:
         Raises:
             DatabaseUnavailableError: nothing was consumed, or the commit's answer was lost.
         """
-        try:
-            passed = await self._straight(sweep=sweep) if self._alone else None
-            if passed is None:
-                passed = await self._the_long_way(sweep=sweep)
-        except RefusedRowError as error:
-            return await self._halve_or_bury(error, sweep=sweep)
-        self._max_rows = min(self._max_rows * 2, MAX_ROWS)
-        if passed.appended:
-            await self._on_append(passed.appended)
+        with ReadAhead() as ahead:
+            try:
+                passed = await self._straight(ahead, sweep=sweep) if self._alone else None
+                if passed is None:
+                    passed = await self._the_long_way(sweep=sweep)
+            except RefusedRowError as error:
+                return await self._halve_or_bury(error, sweep=sweep)
+            self._max_rows = min(self._max_rows * 2, MAX_ROWS)
+            if passed.appended:
+                await self._on_append(passed.appended)
+            self._ahead = await ahead.batch()
         return passed
 
-    async def _straight(self, *, sweep: bool) -> Passed | None:
+    async def _straight(self, ahead: ReadAhead, *, sweep: bool) -> Passed | None:
         """Look without the gate, and take it with the one statement that does all.
 
-        None where that does not do: for what is in the log, or for who has the gate.
+        None, and nothing is done, where a batch has to go the long way, or another is the intake.
         """
         batch, self._ahead = self._ahead, None
         async with self._database.statement() as conn:
@@ -149,37 +152,19 @@ class Intake:
             if items is None:
                 return None
             self._first_seq = batch.rows[0].seq
+            if not batch.whole and not sweep:
+                ahead.begin(self._read_behind(batch))
             limit = self._budget.appservice_bytes
-            with self._reading_ahead(batch, sweep=sweep) as more:
-                routed = await straight.route(
-                    conn, batch, self._digest, items, appservice_bytes=limit
-                )
-                ahead = await more
-        if routed is None:
+            went = await straight.route(conn, batch, self._digest, items, appservice_bytes=limit)
+        if went is None:
             self._alone = False
             return None
-        if ahead is not None:
-            self._ahead = replace(ahead, gate=replace(ahead.gate, last_intake_at=routed.intake_at))
-        return _passed(batch, routed.grown)
-
-    @contextmanager
-    def _reading_ahead(
-        self, batch: capture_log.Batch, *, sweep: bool
-    ) -> Iterator[asyncio.Task[capture_log.Batch | None]]:
-        """Read what comes behind a batch while Postgres routes that, where there is more."""
-        more = not batch.whole and not sweep
-        reading = asyncio.create_task(self._read_behind(batch) if more else _nothing())
-        try:
-            yield reading
-        finally:
-            reading.cancel()
+        ahead.routed(went.intake_at)
+        return _passed(batch, went.grown)
 
     async def _read_behind(self, batch: capture_log.Batch) -> capture_log.Batch | None:
-        try:
-            async with self._database.statement() as conn:
-                return await self._read(conn, sweep=False, behind=batch)
-        except BridgeError:
-            return None  # the next pass reads for itself, and hears of it
+        async with self._database.statement() as conn:
+            return await self._read(conn, sweep=False, behind=batch)
 
     async def _the_long_way(self, *, sweep: bool) -> Passed:
         """Hold the gate, look, and do one thing after the other, in one DB transaction."""
@@ -245,13 +230,13 @@ class Intake:
         """Come closer to the row that is refused; bury it when it stands alone."""
         if self._max_rows > 1:
             self._max_rows //= 2
-            return Passed(done=False)
+            return Passed(done=False, swept=False)
         async with self._database.transaction() as conn:
             if await capture_log.hold_gate(conn, self._digest):
                 batch = await self._read(conn, sweep=sweep, max_rows=1)
                 if batch is not None:
                     await self._bury(conn, batch, error)
-        return Passed(done=False)
+        return Passed(done=False, swept=False)
 
     async def _bury(
         self, conn: Connection, batch: capture_log.Batch, error: RefusedRowError
@@ -269,16 +254,13 @@ class Intake:
         log.error("intake.buried", reason=error.reason)
 
 
-async def _nothing() -> None:
-    """There is nothing to read ahead."""
-
-
 def _passed(batch: capture_log.Batch, appended: Grown) -> Passed:
     return Passed(
         appended=appended,
         rows=len(batch.rows),
         done=batch.whole,
         more_may_come=batch.more_may_come,
+        swept=batch.whole or batch.rows[-1].seq > batch.gate.head,
     )
 
 

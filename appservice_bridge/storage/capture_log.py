@@ -48,7 +48,8 @@ READ: Final = """
 -- at least; with $4 from below the head, too, whatever the gaps say. All is seen by one
 -- snapshot. No row: the worker that started last has other registrations. After ten minutes a
 -- gap is left to the sweep. What is being consumed meanwhile is not read again: $5 is where that
--- leaves the head, $6 and $7 are the gaps that it leaves, and $8 what it takes out of old ones.
+-- leaves the head, $6 and $7 are the gaps that it leaves, and $8 what it takes out of old ones; it
+-- may be consumed by now, and the gaps be noted.
 with gate as materialized (
     select coalesce($5, head) as head, last_intake_at
       from intake_gate where registrations_digest = $1
@@ -60,6 +61,7 @@ with gate as materialized (
     union all
     select first_seq, last_seq, true, false
       from unnest($6::bigint[], $7::bigint[]) as new(first_seq, last_seq)
+     where not exists (select from intake_gap g where g.first_seq = new.first_seq)
 ), waiting as (
     (select l.* from gate cross join lateral (
         select * from capture_log where seq > case when $4 then 0 else gate.head end

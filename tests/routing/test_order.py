@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import asyncpg
@@ -11,7 +12,7 @@ from appservice_bridge.routing import intake as intake_module
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.storage import capture_log, straight
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
-from tests.support.facts import Connection, capture, outbox, relay
+from tests.support.facts import Connection, capture, outbox, relay, wait_until
 from tests.support.intake import nobody, registered
 
 KEY, MESSAGE = 1, "$opened_by_it"
@@ -167,6 +168,38 @@ async def test_what_is_read_ahead_does_not_overtake_what_commits_meanwhile(
     assert max(came.index(1), came.index(4)) < came.index(7)
 
 
+async def test_what_is_read_ahead_when_the_other_was_routed_has_no_row_twice(
+    pg: Connection, intake: Intake, monkeypatch: pytest.MonkeyPatch, two_late: TwoLate
+) -> None:
+    """The gaps that the other left are in their table by then."""
+    read, route, was_routed = capture_log.read, straight.route, asyncio.Event()
+    numbers = []
+
+    async def ahead(*arguments: Any, **options: Any) -> Any:
+        if options["behind"] is not None:
+            await was_routed.wait()
+            await two_late.end()
+        batch = await read(*arguments, **options)
+        assert batch is not None
+        numbers.append([row.seq for row in batch.rows])
+        return batch
+
+    async def routed(*arguments: Any, **options: Any) -> Any:
+        went = await route(*arguments, **options)
+        was_routed.set()
+        return went
+
+    await two_late.begin(intake)
+    monkeypatch.setattr(capture_log, "read", ahead)
+    monkeypatch.setattr(straight, "route", routed)
+    monkeypatch.setattr(intake_module, "MAX_ROWS", 3)
+    intake._max_rows = 3
+    while not (await intake.consume_once()).done:
+        pass
+    assert sorted(await outbox(pg)) == list(range(1, 10))
+    assert all(len(set(each)) == len(each) for each in numbers)
+
+
 async def test_what_cannot_be_read_ahead_costs_the_batch_that_is_routed_nothing(
     pg: Connection, intake: Intake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +217,64 @@ async def test_what_cannot_be_read_ahead_costs_the_batch_that_is_routed_nothing(
     assert list((await intake.consume_once()).appended) == ["bot"]
     await intake.consume_once()
     assert await outbox(pg) == [1, 2, 3]
+
+
+async def test_what_was_routed_is_told_before_what_is_read_ahead_has_come(
+    pg: Connection, intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is told may have what the read waits for: the last connection, say."""
+    told, in_time = asyncio.Event(), []
+
+    async def tell(_: object) -> None:
+        told.set()
+
+    read = capture_log.read
+
+    async def ahead(*arguments: Any, **options: Any) -> Any:
+        if options["behind"] is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(told.wait(), 2)
+            in_time.append(told.is_set())
+        return await read(*arguments, **options)
+
+    monkeypatch.setattr(capture_log, "read", ahead)
+    monkeypatch.setattr(intake, "_on_append", tell)
+    intake._max_rows = 2
+    for n in (1, 2, 3):
+        await capture(pg, "@b_1:example.org", n)
+    assert not (await intake.consume_once()).done
+    assert (await intake.consume_once()).rows == 1
+    assert (in_time, await outbox(pg)) == ([True], [1, 2, 3])
+
+
+async def test_a_sweep_is_over_as_soon_as_nothing_below_the_head_is_left(
+    pg: Connection, intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits above it is for passes that read ahead, after a start and under load."""
+    read, sweeps, behind = capture_log.read, [], []
+
+    async def noted(*arguments: Any, **options: Any) -> Any:
+        sweeps.append(options["sweep"])
+        behind.append(options["behind"] is not None)
+        return await read(*arguments, **options)
+
+    monkeypatch.setattr(capture_log, "read", noted)
+    monkeypatch.setattr(intake_module, "MAX_ROWS", 2)
+    intake._max_rows = 2
+    for n in range(1, 10):
+        await capture(pg, "@b_1:example.org", n)
+    fourth = "(select seq from appservice_bridge.capture_log where stream_id = 4)"
+    await pg.execute(f"update appservice_bridge.intake_gate set head = {fourth}")
+    stop = asyncio.Event()
+    running = asyncio.create_task(intake.run(stop))
+    await wait_until(pg, "select count(*) = 0 from appservice_bridge.capture_log")
+    stop.set()
+    intake.wake.set()
+    await running
+    assert await outbox(pg) == list(range(1, 10))
+    assert sweeps[:3] == [True, True, True]
+    assert not any(sweeps[3:])
+    assert any(behind)
 
 
 async def test_a_gap_is_forgotten_once_its_writer_has_given_up(

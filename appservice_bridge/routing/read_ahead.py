@@ -1,0 +1,54 @@
+"""What comes behind a batch of the log, read while Postgres routes that one."""
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import replace
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self
+
+from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.storage.capture_log import Batch
+
+
+class ReadAhead:
+    """Of one pass of intake, which it does not outlive."""
+
+    def __init__(self) -> None:
+        self._reading: asyncio.Task[Batch | None] | None = None
+        self._routed_at: datetime | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+
+    def begin(self, reading: Coroutine[Any, Any, Batch | None]) -> None:
+        """Read; of no use unless the batch in front of it is routed."""
+        self._reading = asyncio.create_task(reading)
+
+    def routed(self, at: datetime) -> None:
+        """The batch in front of it was consumed, and the gate says so since then."""
+        self._routed_at = at
+
+    async def batch(self) -> Batch | None:
+        """What was read, with the gate as the batch in front of it left that; None: read anew.
+
+        Nobody is to hold a connection meanwhile: all of them may be taken.
+        """
+        if self._reading is None or self._routed_at is None:
+            return None
+        try:
+            read = await self._reading
+        except BridgeError:
+            return None  # the next pass reads for itself, and hears of it
+        if read is None:
+            return None
+        return replace(read, gate=replace(read.gate, last_intake_at=self._routed_at))
