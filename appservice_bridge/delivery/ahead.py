@@ -34,3 +34,8 @@ class Ahead:
         """It is of no more use, or someone else holds its body."""
         self.building.cancel()
         self._bodies.hold(self, 0)
+
+    def require_well(self) -> None:
+        """Pass on what it ended with, so far, which nobody has asked for otherwise."""
+        if self.building.done() and not self.building.cancelled():
+            self.building.result()

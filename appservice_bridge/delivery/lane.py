@@ -124,6 +124,7 @@ class Lane:
             try:
                 if self._term != self._clock.term:
                     owed, self._looked, self._place = None, False, None
+                    self._drop_ahead()
                 if owed is None and not self._looked and not self._resting():
                     owed = await self._or_halt(self._look())
                     continue  # the lease may have run out meanwhile, and hold again
@@ -258,6 +259,8 @@ class Lane:
         finally:
             if ahead is not None:
                 ahead.drop()
+        if ahead is not None:
+            ahead.require_well()
 
     def _build_behind(self, sealed: Sealed) -> None:
         """Begin to build what follows, if more waits, and there is room for both."""

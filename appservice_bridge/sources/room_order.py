@@ -36,6 +36,7 @@ ASKED_SECONDS: Final = 5.0  # for what does not stand in Synapse's tables as it 
 LONGEST_SECONDS: Final = 10.0  # Synapse waits a minute for an answer
 UNREADABLE_PAUSE_SECONDS: Final = 30.0  # the drift guard says what is missing
 MOST_ROOMS: Final = 100_000  # remembered; one that was forgotten costs a longer look
+MOST_LOOKS: Final = 4  # at once: whatever locks Synapse's tables, lanes have connections left
 SLICE: Final = 1000
 BATCH: Final = 100
 
@@ -80,6 +81,7 @@ class RoomOrder:
         self._recovery = recovery
         self._last: dict[InRoom, str] = {}
         self._begun: set[str] = set()
+        self._places = asyncio.Semaphore(MOST_LOOKS)
         self._rests_until = 0.0
 
     @asynccontextmanager
@@ -109,8 +111,9 @@ class RoomOrder:
                 if await self._catch_up(appservice_id, brought, asked_until=now + ASKED_SECONDS):
                     return True
                 late = "the homeserver does not show all of it yet"
-        except SourceUnreadableError:
+        except SourceUnreadableError as error:
             self._rests_until = now + UNREADABLE_PAUSE_SECONDS
+            log.warning("room_order.late", appservice=appservice_id, reason=str(error))
             return False
         except DatabaseUnavailableError:
             raise  # the homeserver keeps it, as where it cannot be stored
@@ -133,7 +136,7 @@ class RoomOrder:
         await self._place(appservice_id, brought)
         whole, after, more = True, 0, True
         while more:
-            async with self._database.statement() as conn:
+            async with self._places, self._database.statement() as conn:
                 with reading_synapse():
                     unseen = await room_events.unseen_within(
                         conn, appservice_id, spans, after=after, limit=SLICE
@@ -148,17 +151,17 @@ class RoomOrder:
         """Know from where on events are compared, and which of these were long ago."""
         if appservice_id not in self._begun:
             firsts = [events[0] for events in brought.rooms.values()]
-            async with self._database.beside_synapse() as conn:
+            async with self._places, self._database.beside_synapse() as conn:
                 await room_events.begin_cursor(conn, appservice_id, firsts)
             self._begun.add(appservice_id)
         if brought.old:
-            async with self._database.beside_synapse() as conn:
+            async with self._places, self._database.beside_synapse() as conn:
                 await room_events.mark_compared(conn, appservice_id, brought.old)
 
     async def _recover(
         self, appservice_id: str, unseen: Sequence[RoomEvent], asked_until: float
     ) -> bool:
-        async with self._database.beside_synapse() as conn:
+        async with self._places, self._database.beside_synapse() as conn:
             if await room_events.log_is_long(conn):
                 raise LongLogError
             missing = await self._recovery.missing(conn, appservice_id, unseen)

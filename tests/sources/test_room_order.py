@@ -17,7 +17,7 @@ from appservice_bridge.sources.drift_guard import DriftGuard
 from appservice_bridge.sources.polling import Polling
 from appservice_bridge.storage import capture_log, room_events
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError, connect
-from tests.support.facts import Connection, send
+from tests.support.facts import Connection, send, wait_until
 from tests.support.forgotten import PUPPET, ROOM, Lab, homeserver_that_shows, of, one_room, store
 from tests.support.plans import MODES, is_scan, looked_at, planned
 
@@ -289,6 +289,26 @@ async def test_a_database_that_is_stuck_holds_a_transaction_up_for_a_while_at_mo
         async with asyncio.timeout(4), order.kept("bot", of("$2")):
             pass
     await other.close()
+
+
+async def test_many_that_look_at_a_table_that_is_locked_leave_connections_to_lanes(
+    lab: Lab, db: Database, database: str
+) -> None:
+    """An operator's VACUUM FULL, say."""
+    order = lab.room_order()
+
+    async def look(at: int) -> None:
+        async with order.kept("bot", of(f"${at}")):
+            pass
+
+    locker = await asyncpg.connect(database)
+    await locker.execute("begin; lock table public.events in access exclusive mode")
+    looking = [asyncio.create_task(look(at)) for at in range(2, 32)]
+    await wait_until(lab.pg, "select count(*) >= 4 from pg_locks where not granted")
+    async with asyncio.timeout(1), db.transaction() as conn, db.statement() as other:
+        assert await conn.fetchval("select 1") + await other.fetchval("select 1") == 2
+    await locker.close()
+    await asyncio.gather(*looking)
 
 
 async def test_what_came_so_long_ago_that_it_is_forgotten_is_a_repeat(lab: Lab) -> None:
