@@ -22,7 +22,7 @@ from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.sources.event_reader import HomeserverAwayError
 from appservice_bridge.sources.event_recovery import EventRecovery, Missing
-from appservice_bridge.storage import room_events
+from appservice_bridge.storage import event_cursor, room_events
 from appservice_bridge.storage.budget import OverBudgetError
 from appservice_bridge.storage.database import (
     Database,
@@ -111,10 +111,10 @@ class ForgottenEvents:
             if await room_events.log_is_long(conn):
                 return 0
             position, latest = await room_events.position(conn)
-            cursors = await room_events.cursors(conn)
+            cursors = await event_cursor.settled(conn)
             if unknown := sorted(self._registrations.keys() - cursors.keys()):
-                await room_events.forget_cursors(conn)
-                await room_events.start_cursors(conn, unknown, at=position)
+                await event_cursor.forget(conn)
+                await event_cursor.start(conn, unknown, at=position)
         known = {id_: cursor for id_, cursor in cursors.items() if id_ in self._registrations}
         return await self._compare_all(known, position, latest)
 
@@ -144,7 +144,7 @@ class ForgottenEvents:
                     recovered += await self._recovery.recover_shown(missing)
             except HomeserverAwayError as error:
                 away = error
-            except room_events.CursorMovedError:
+            except event_cursor.CursorMovedError:
                 self._notes.pop(appservice_id, None)
             except OverBudgetError:
                 log.debug("forgotten_events.no_room", appservice=appservice_id)
@@ -213,11 +213,11 @@ class ForgottenEvents:
             CursorMovedError: some was skipped; look again.
         """
         async with self._database.beside_synapse() as conn:
-            skipped = await room_events.skip_old(conn, appservice_id)
+            skipped = await event_cursor.skip_old(conn, appservice_id)
         if skipped:
-            days = room_events.LOOK_BACK.days
+            days = event_cursor.LOOK_BACK.days
             log.error("forgotten_events.not_compared", appservice=appservice_id, days=days)
-            raise room_events.CursorMovedError(appservice_id)
+            raise event_cursor.CursorMovedError(appservice_id)
 
     async def _recover(self, missing: Missing, cursor: int, to: int) -> int:
         """Put what is missing into the log, and the cursor behind it; returns how many it was."""
@@ -227,6 +227,6 @@ class ForgottenEvents:
         if to <= cursor:
             return 0
         async with self._database.beside_synapse() as conn:
-            await room_events.raise_cursor(conn, missing.registration.id, at=cursor, to=to)
+            await event_cursor.raise_to(conn, missing.registration.id, at=cursor, to=to)
             await self._recovery.put(conn, missing, read)
         return sum(one is not None for one in read)

@@ -20,7 +20,7 @@ import structlog
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.room_interest import RoomEvent
 from appservice_bridge.sources.event_recovery import EventRecovery
-from appservice_bridge.storage import room_events
+from appservice_bridge.storage import event_cursor, room_events
 from appservice_bridge.storage.budget import OverBudgetError
 from appservice_bridge.storage.database import (
     Database,
@@ -152,11 +152,11 @@ class RoomOrder:
         if appservice_id not in self._begun:
             firsts = [events[0] for events in brought.rooms.values()]
             async with self._places, self._database.beside_synapse() as conn:
-                await room_events.begin_cursor(conn, appservice_id, firsts)
+                await event_cursor.begin(conn, appservice_id, firsts)
             self._begun.add(appservice_id)
         if brought.old:
             async with self._places, self._database.beside_synapse() as conn:
-                await room_events.mark_compared(conn, appservice_id, brought.old)
+                await event_cursor.mark_compared(conn, appservice_id, brought.old)
 
     async def _recover(
         self, appservice_id: str, unseen: Sequence[RoomEvent], asked_until: float
@@ -183,7 +183,7 @@ def _brought(body: bytes) -> Brought:
     """Nothing where the body is not what it should be."""
     rooms: dict[str, list[str]] = {}
     old = []
-    long_ago = time.time() * 1000 - room_events.LOOK_BACK / timedelta(milliseconds=1)
+    long_ago = time.time() * 1000 - event_cursor.LOOK_BACK / timedelta(milliseconds=1)
     try:
         for event in orjson.loads(body).get("events", []):
             room_id, event_id = event["room_id"], event["event_id"]

@@ -3,21 +3,16 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Final
 
 import orjson
 
-from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.room_interest import Member, MembershipChange, Room, RoomEvent
-from appservice_bridge.storage import repeats
 from appservice_bridge.storage.database import Connection
+from appservice_bridge.storage.event_cursor import LOOK_BACK
 
 LONGEST_LOG: Final = 1000  # rows; behind more of them nobody looks for what may be in them
 BODIES_AT_ONCE: Final = 10  # in memory
-LOOK_BACK: Final = timedelta(days=repeats.KEEP_DAYS - 1)
-FRESH: Final = timedelta(minutes=1)
-MOST_SKIPPED: Final = 100_000  # in one statement
 
 READABLE: Final = """
 -- room_events.readable: has_table_privilege knows no table by null
@@ -31,75 +26,6 @@ POSITION: Final = """
 -- room_events.position: up to where Synapse has handed events to its own sender, and the last one
 select (select coalesce(max(stream_ordering), 0) from public.appservice_stream_position),
        (select coalesce(max(stream_ordering), 0) from public.events)
-"""
-
-CURSORS: Final = """
--- room_events.cursors
-select appservice_id, settled from event_cursor
-"""
-
-START_CURSORS: Final = """
--- room_events.start_cursors: at the present, for those that the homeserver has sent anything
-insert into event_cursor (appservice_id, settled, began)
-select of.appservice_id, $2, $2
-  from unnest($1::text[]) as of(appservice_id)
- where exists (select from relayed r where r.appservice_id = of.appservice_id)
-on conflict do nothing
-"""
-
-BEGIN_CURSOR: Final = """
--- room_events.begin_cursor: before the first event that ever comes, if it happened just now; what
--- Synapse has in memory behind that one is found, too
-insert into event_cursor (appservice_id, settled, began)
-select $1, first - 1, first - 1
-  from (select min(stream_ordering) as first from public.events
-         where event_id = any($2::text[])
-           and received_ts > extract(epoch from now() - $3::interval) * 1000) e
- where first is not null
-on conflict do nothing
-"""
-
-MARK_COMPARED: Final = """
--- room_events.mark_compared: of $2 what was compared so long ago that nobody knows any more that it
--- came
-with old as materialized (
-    select event_id, stream_ordering from public.events
-     where event_id = any($2::text[])
-       and received_ts <= extract(epoch from now() - $3::interval) * 1000
-)
-insert into seen_event (appservice_id, event_digest)
-select c.appservice_id, sha256(convert_to(old.event_id, 'UTF8'))
-  from event_cursor c
-  join old on old.stream_ordering > c.began and old.stream_ordering <= c.settled
- where c.appservice_id = $1
-on conflict do nothing
-"""
-
-SKIP_OLD: Final = """
--- room_events.skip_old: of what is older than $2 it is not known any more whether it came; up to
--- the first that is not, for a clock may have been wrong behind it
-with next as materialized (
-    select e.stream_ordering, e.received_ts
-      from event_cursor c
-     cross join lateral (select * from public.events where stream_ordering > c.settled
-                          order by stream_ordering limit $3) e
-     where c.appservice_id = $1
-), young as (
-    select min(stream_ordering) as first from next
-     where received_ts is null or received_ts > extract(epoch from now() - $2::interval) * 1000
-), old as (
-    select max(stream_ordering) as last from next, young
-     where young.first is null or stream_ordering < young.first
-)
-update event_cursor c set settled = old.last, began = old.last
-  from old
- where c.appservice_id = $1 and old.last > c.settled
-"""
-
-FORGET_CURSORS: Final = """
--- room_events.forget_cursors: what is registered again starts at the present again
-delete from event_cursor c
- where not exists (select from appservice a where a.appservice_id = c.appservice_id)
 """
 
 UNSEEN: Final = """
@@ -197,23 +123,10 @@ IN_LOG: Final = """
 select c.body from capture_log c where c.appservice_id = $1 and c.kind = 'transaction'
 """
 
-RAISE_CURSOR: Final = """
--- room_events.raise_cursor
-update event_cursor set settled = $3 where appservice_id = $1 and settled = $2
-"""
-
 APPEND: Final = """
 -- room_events.append
 insert into capture_log (kind, appservice_id, body) values ('transaction', $1, $2)
 """
-
-
-class CursorMovedError(BridgeError):
-    """Another worker compared these events; roll back, and look again."""
-
-    def __init__(self, appservice_id: str) -> None:
-        super().__init__(f"the events of {appservice_id} were compared by another worker")
-        self.appservice_id = appservice_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,45 +182,6 @@ async def position(conn: Connection) -> tuple[int, int]:
     """Up to where Synapse handed events to its own sender, and the last event that there is."""
     [(handed_over, latest)] = await conn.fetch(POSITION)
     return handed_over, latest
-
-
-async def cursors(conn: Connection) -> dict[str, int]:
-    """Up to where each appservice's events were compared."""
-    rows = await conn.fetch(CURSORS)
-    return {row["appservice_id"]: row["settled"] for row in rows}
-
-
-async def start_cursors(conn: Connection, appservice_ids: Sequence[str], *, at: int) -> None:
-    """Start at the present where the homeserver has sent anything, and nothing is compared yet."""
-    await conn.execute(START_CURSORS, appservice_ids, at)
-
-
-async def begin_cursor(conn: Connection, appservice_id: str, event_ids: Sequence[str]) -> None:
-    """Compare from here on, where nothing was compared yet and these happened just now."""
-    await conn.execute(BEGIN_CURSOR, appservice_id, event_ids, FRESH)
-
-
-async def skip_old(conn: Connection, appservice_id: str) -> bool:
-    """Begin anew behind what was not compared for so long that its copies could not be told.
-
-    Returns whether the cursor moved; there may be more.
-    """
-    done = await conn.execute(SKIP_OLD, appservice_id, LOOK_BACK, MOST_SKIPPED)
-    return done == "UPDATE 1"
-
-
-async def mark_compared(conn: Connection, appservice_id: str, event_ids: Sequence[str]) -> None:
-    """Let intake drop what came, or was recovered, so long ago that this was forgotten.
-
-    Synapse sends what stayed in its database when it was killed at its next failure, which may be
-    months later.
-    """
-    await conn.execute(MARK_COMPARED, appservice_id, event_ids, LOOK_BACK)
-
-
-async def forget_cursors(conn: Connection) -> None:
-    """Forget how far the events of appservices were compared that are registered no longer."""
-    await conn.execute(FORGET_CURSORS)
 
 
 async def unseen(
@@ -391,16 +265,6 @@ async def stored(conn: Connection, event_id: str) -> Stored | None:
     """An event as Synapse stores it; None: no such event."""
     row = await conn.fetchrow(STORED, event_id)
     return None if row is None else Stored(**row)
-
-
-async def raise_cursor(conn: Connection, appservice_id: str, *, at: int, to: int) -> None:
-    """All events up to `to` came, or are put into the log by this DB transaction.
-
-    Raises:
-        CursorMovedError: the cursor is not `at` any more.
-    """
-    if await conn.execute(RAISE_CURSOR, appservice_id, at, to) != "UPDATE 1":
-        raise CursorMovedError(appservice_id)
 
 
 async def append(conn: Connection, appservice_id: str, events: Sequence[bytes]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from appservice_bridge.domain.capture import CaptureMode
 from appservice_bridge.domain.room_interest import RoomEvent
@@ -231,6 +232,23 @@ async def test_without_a_table_it_is_let_through_and_asked_for_again_after_a_whi
         patched.setattr(loop, "time", lambda now=loop.time: now() + 60)
         await store(lab, order, "$4")
     assert await lab.got() == ["$1", "$2", "$3", "$4"]
+
+
+async def test_an_answer_that_is_outstanding_is_said_and_one_that_came_is_not(lab: Lab) -> None:
+    order = lab.room_order()
+    for at in range(2, 6):
+        await lab.say(at)
+    lab.shown.fails = (502, "bad gateway")
+    with capture_logs() as logs:
+        await store(lab, order, "$3")
+    assert [one["reason"] for one in logs if one["event"] == "room_order.late"] == [
+        "the homeserver does not show all of it yet"
+    ]
+    lab.shown.fails = None
+    with capture_logs() as logs:
+        await store(lab, order, "$5")
+    assert "room_order.late" not in {one["event"] for one in logs}
+    assert await lab.got() == ["$1", "$3", "$4", "$5"]
 
 
 @asynccontextmanager
