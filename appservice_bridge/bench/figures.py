@@ -106,5 +106,10 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ordered[max(1, math.ceil(len(ordered) * percent / 100)) - 1]
 
 
+def amount(value: float) -> str:
+    """A figure as people read it, with the digits that count."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def _short(value: float) -> float:
     return float(f"{value:.4g}")

@@ -3,9 +3,10 @@
 import pytest
 
 from appservice_bridge.bench.drain import rate
-from appservice_bridge.bench.figures import Series, Side, percentile, ratio
+from appservice_bridge.bench.figures import Series, Side, amount, percentile, ratio
 from appservice_bridge.bench.filling import MESSAGE_BYTES, item, user
 from appservice_bridge.bench.receiver import Seen
+from appservice_bridge.bench.report import target
 from appservice_bridge.bench.scenario import MEMORY, Scenario
 from appservice_bridge.bench.session import series, turned
 
@@ -91,6 +92,44 @@ def test_the_yardsticks_stand_beside_the_bridge_and_the_small_case_is_a_ratio() 
         "many/of-small": ((0.9,), (), "ratio"),
         "many/memory": ((70.0,), (), "MB"),
     }
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(40_820.4, "40,820"), (999.7, "1,000"), (183.4, "183"), (12.34, "12.3"), (0.79213, "0.792")],
+)
+def test_a_figure_is_shown_as_people_read_it(value: float, shown: str) -> None:
+    assert amount(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("scenario", "value", "shown"),
+    [
+        ("live", 30_000.0, "at least 30,000"),
+        ("live", 16_141.0, "**missed: at least 30,000**"),
+        ("latency/commit", 5.0, "at most 5"),
+        ("latency/commit", 5.1, "**missed: at most 5**"),
+        ("synapse/8-p99", 99.9, "under 100"),
+        ("synapse/8-p99", 100.0, "**missed: under 100**"),
+        ("idle/memory", 256.0, "**missed: under 256**"),
+        ("idle/of-nobody", 1.0, ""),
+    ],
+)
+def test_a_target_that_is_missed_is_marked(scenario: str, value: float, shown: str) -> None:
+    assert target(Series(scenario=scenario, unit="", values=(value,)).summary()) == shown
+
+
+def test_of_several_targets_those_are_marked_that_are_missed() -> None:
+    one = Series(
+        scenario="drain-64",
+        unit="messages/s",
+        values=(80_000.0,),
+        naive=(20_000.0,),
+        ceiling=(100_000.0,),
+    )
+    assert target(one.summary()) == (
+        "at least 70,000; **missed: at least 5 of naive**; at least 0.7 of ceiling"
+    )
 
 
 def test_a_message_takes_one_kilobyte() -> None:
