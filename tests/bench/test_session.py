@@ -30,6 +30,7 @@ from appservice_bridge.bench.session import (
     require_space,
 )
 from appservice_bridge.bench.stage import SETTINGS, Stage
+from appservice_bridge.cli import bench
 from appservice_bridge.cli.main import app
 
 FEW = Drain(appservices=1, full=2_500, quick=2_500)
@@ -45,6 +46,7 @@ async def failing(_stage: Stage) -> Figures:
     raise NothingCameError(7)
 
 
+DRAINED = Series(scenario="drain-1", unit="messages/s", values=(40_820.0,))
 FAILS = Scenario(name="fails", about="", units=RATE, sides={Side.BRIDGE: failing})
 
 
@@ -69,10 +71,30 @@ def test_a_scenario_that_nobody_knows_is_bad_usage() -> None:
     assert "drain-8" in ended.stderr
 
 
-def test_what_is_published_is_measured_five_times() -> None:
-    ended = CliRunner().invoke(app, ["bench", "--plots", "docs", "--rounds", "4"])
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run takes no time, and comes to one figure."""
+    monkeypatch.setattr(bench, "_measured", lambda _: Measured(found=[DRAINED], failed={}))
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(
+    ("options", "mend"),
+    [
+        (["--rounds", "4"], "needs 5 rounds: leave out --rounds"),
+        (["--quick"], "leave out --quick"),
+        (["--quick", "--rounds", "5"], "leave out --quick"),
+    ],
+)
+def test_what_is_published_is_measured_in_full_and_five_times(
+    tmp_path: Path, options: list[str], mend: str
+) -> None:
+    ended = CliRunner().invoke(app, ["bench", "--plots", str(tmp_path), *options])
     assert ended.exit_code == 2
-    assert "needs 5" in ended.stderr
+    assert mend in " ".join(ended.stderr.replace("│", " ").split())
+    assert left_in(tmp_path) == []
+    assert CliRunner().invoke(app, ["bench", "--plots", str(tmp_path)]).exit_code == 0
+    assert "| drain-1 |" in (tmp_path / "performance.md").read_text()
 
 
 def test_a_full_disk_is_refused_before_anything_starts(tmp_path: Path) -> None:
