@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from appservice_bridge.bench.figures import Series, Side
+from appservice_bridge.bench.figures import Series, Side, amount
 from appservice_bridge.bench.scenario import MEMORY, Figures, Scenario
 from appservice_bridge.bench.stage import Stage
 from appservice_bridge.domain.errors import BridgeError
@@ -88,7 +88,7 @@ class _Run:
 
     def _note(self, scenario: Scenario, side: Side, figures: Figures) -> None:
         told = ", ".join(
-            f"{key + ' ' if key else ''}{figures[key]:,.4g} {unit}"
+            f"{key + ' ' if key else ''}{amount(figures[key])} {unit}"
             for key, unit in scenario.units.items()
             if key in figures
         )

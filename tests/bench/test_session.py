@@ -63,6 +63,8 @@ def test_the_list_names_every_scenario() -> None:
     assert ended.exit_code == 0
     named = [line.split()[0] for line in ended.stdout.splitlines()[1:]]
     assert named == [scenario.name for scenario in ALL]
+    listed = json.loads(CliRunner().invoke(app, ["bench", "--list", "--json"]).stdout)
+    assert listed == [{"scenario": one.name, "about": one.about} for one in ALL]
 
 
 def test_a_scenario_that_nobody_knows_is_bad_usage() -> None:
@@ -95,6 +97,19 @@ def test_what_is_published_is_measured_in_full_and_five_times(
     assert left_in(tmp_path) == []
     assert CliRunner().invoke(app, ["bench", "--plots", str(tmp_path)]).exit_code == 0
     assert "| drain-1 |" in (tmp_path / "performance.md").read_text()
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(("cores", "is_busy"), [(2, True), (16, False)])
+def test_a_load_is_worth_a_word_where_it_is_much_for_the_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, is_busy: bool
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.5, 1.5, 1.5))
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    ended = CliRunner().invoke(app, ["bench", "--quick"])
+    assert ended.exit_code == 0
+    assert ("load average 1.5" in ended.stderr) is is_busy
+    assert "40,820" in ended.stdout
 
 
 def test_a_full_disk_is_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -163,21 +178,22 @@ async def test_what_was_measured_before_an_interruption_is_not_lost(
     monkeypatch.setitem(SETTINGS, "fsync", "off")
     reached = asyncio.Event()
 
-    async def at_once(_stage: Stage) -> Figures:
-        return {"": 7.0}
+    async def ready(_stage: Stage) -> Figures:
+        return {"": 40_820.0}
 
     async def never(_stage: Stage) -> Figures:
         reached.set()
         return await asyncio.Future[Figures]()
 
-    soon = replace(FAILS, name="soon", sides={Side.BRIDGE: at_once})
+    soon = replace(FAILS, name="soon", sides={Side.BRIDGE: ready})
     late = replace(FAILS, name="late", sides={Side.BRIDGE: never})
-    options = Options(scenarios=[soon, late, SMALL], rounds=1, quick=True)
-    running = asyncio.create_task(measured(options, Console(file=StringIO())))
+    options, said = Options(scenarios=[soon, late, SMALL], rounds=1, quick=True), StringIO()
+    running = asyncio.create_task(measured(options, Console(file=said)))
     await reached.wait()
     running.cancel()
     done = await running
-    assert [(one.scenario, one.values) for one in done.found] == [("soon", (7.0,))]
+    assert [(one.scenario, one.values) for one in done.found] == [("soon", (40_820.0,))]
+    assert "soon, bridge: 40,820 messages/s" in said.getvalue()
     assert done.failed == {"late": "interrupted", "small": "interrupted"}
     assert left_in(tmp_path) == []
 
