@@ -35,6 +35,11 @@ def as_synapse_writes_it(n: int) -> bytes:
     return message(n=n).encode()
 
 
+async def never(*_: object) -> None:
+    """What is not to be called."""
+    raise AssertionError
+
+
 LEDGER = "select kind, outcome, items from appservice_bridge.ledger where appservice_id = $1"
 
 
@@ -115,6 +120,10 @@ async def test_what_postgres_refuses_is_halved_down_to_and_costs_one_row(
     letter = await pg.fetchrow("select stream_id, reason from appservice_bridge.dead_letter")
     assert letter is not None
     assert tuple(letter) == (5, "sqlstate 22000")
+    for n in range(11, 41):
+        await capture(pg, "@b_1:example.org", n, body(n))
+    took = [(await intake.consume_once()).rows for _ in range(3)]
+    assert sum(took) == 30  # more at once again
 
 
 @pytest.mark.parametrize(
@@ -269,7 +278,8 @@ async def test_what_was_stored_for_an_appservice_that_is_withdrawn_waits_with_th
 
 
 ROUTED = """
-select appservice_id, position, kind, user_id, device_id, stream_id, convert_from(payload, 'UTF8')
+select appservice_id, position, kind, user_id, device_id, stream_id, convert_from(payload, 'UTF8'),
+       captured_at
   from appservice_bridge.outbox order by 1, 2
 """
 COUNTED = (
@@ -278,6 +288,11 @@ COUNTED = (
 TAKEN = "select stream_id, user_id, device_id from appservice_bridge.taken order by 1, 2, 3"
 FORGOTTEN = "truncate appservice_bridge.outbox, appservice_bridge.ledger, appservice_bridge.taken"
 BEHIND = "select appservice_id, position, bytes_in from appservice_bridge.outbox_head order by 1"
+DATED = """
+update appservice_bridge.capture_log
+   set captured_at = timestamptz '2026-01-01' + make_interval(mins => stream_id::int)
+"""
+AN_HOUR_AGO = "update appservice_bridge.capture_log set captured_at = now() - interval '1 hour'"
 FROM_THE_START = "update appservice_bridge.outbox_head set position = 0, bytes_in = 0"
 
 
@@ -287,21 +302,31 @@ async def test_what_goes_straight_becomes_what_it_becomes_the_long_way(
 ) -> None:
     owners = registered(("one", "@[bs]_.*"), ("two", "@s_.*"))
     await go_live(db, await announce(db, owners, epoch="test"))
-    became = []
+    became, went, route = [], list[bool](), straight.route
+
+    async def noted(*arguments: Any, **options: Any) -> straight.Went | None:
+        routed = await route(*arguments, **options)
+        went.append(routed is not None)
+        return routed
+
+    monkeypatch.setattr(straight, "route", noted)
     for way in (straight_items, lambda _rows, _owners: None):
         monkeypatch.setattr(intake_module, "straight_items", way)
         intake = Intake(db, owners, nobody, Budget(appservice_bytes=limit))
         for n in (1, 2, 3):
             await capture(pg, "@b_1:example.org", n)
             await capture(pg, '@s_"é:example.org', n)
+        await pg.execute(DATED)
         await intake.consume_once()
         for n in (3, 4, 4):  # one that was taken before; and then the same one twice in a batch
             await capture(pg, "@s_2:example.org", 5)
             await capture(pg, "@b_1:example.org", n)
+            await pg.execute(DATED)
             await intake.consume_once()
         became.append([await pg.fetch(asked) for asked in (ROUTED, COUNTED, TAKEN, BEHIND)])
         await pg.execute(FORGOTTEN)
         await pg.execute(FROM_THE_START)
+    assert went == [True, False, False, False]  # what was taken before does not
     assert became[0] == became[1]
     assert len(became[0][0]) == 3 + 3 + 3 + 2 + 1
 
@@ -309,9 +334,6 @@ async def test_what_goes_straight_becomes_what_it_becomes_the_long_way(
 async def test_a_batch_of_nothing_but_such_messages_goes_straight(
     pg: Connection, intake: Intake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def never(*_: object) -> None:
-        raise AssertionError
-
     monkeypatch.setattr(outbox_table, "append", never)
     await capture(pg, "@b_1:example.org", 1)
     await intake.consume_once()
@@ -324,6 +346,7 @@ async def test_what_went_straight_is_handed_over_as_it_stands_in_the_outbox(
     for after, few in ((0, (1, 2)), (2, (3, 4, 5))):
         for n in few:
             await capture(pg, '@b_"é:example.org', n)
+        await pg.execute(AN_HOUR_AGO)
         handed = (await intake.consume_once()).appended["bot"]
         async with db.transaction() as conn:
             read = await outbox_table.next_items(
@@ -353,9 +376,6 @@ async def test_where_anything_is_not_as_it_was_captured_nothing_is_handed_over(
 async def test_a_gap_is_dated_and_forgotten_by_batches_that_go_straight(
     pg: Connection, intake: Intake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def never(*_: object) -> None:
-        raise AssertionError
-
     monkeypatch.setattr(capture_log, "consume", never)
     await pg.execute("select nextval('appservice_bridge.capture_seq')")  # by who then gave up
     gaps = []

@@ -1,6 +1,6 @@
 """Intake on a test's database, for one appservice `bot` that owns @b_*."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -9,6 +9,7 @@ from appservice_bridge.domain.registration import Namespace, Registration
 from appservice_bridge.routing.announcing import announce, go_live
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.storage.database import Database
+from appservice_bridge.storage.straight import Grown
 
 
 def registered(*appservices: tuple[str, str]) -> Owners:
@@ -30,7 +31,7 @@ def registered(*appservices: tuple[str, str]) -> Owners:
     )
 
 
-async def nobody(_appservice_ids: Iterable[str]) -> None:
+async def nobody(_grown: Grown) -> None:
     """No lane is woken."""
 
 
