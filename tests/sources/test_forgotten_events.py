@@ -82,13 +82,16 @@ async def test_what_there_is_no_room_for_stays_in_synapse(lab: Lab, position: in
 
 
 @pytest.fixture
-def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+async def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Sets the clock of this process two minutes ahead."""
+    loop, ahead = asyncio.get_running_loop(), 0
+    now = loop.time
 
     def set_ahead() -> None:
-        loop = asyncio.get_running_loop()
-        monkeypatch.setattr(loop, "time", lambda now=loop.time: now() + 120)
+        nonlocal ahead
+        ahead += 120
 
+    monkeypatch.setattr(loop, "time", lambda: now() + ahead)
     return set_ahead
 
 
@@ -106,6 +109,53 @@ async def test_nothing_is_recovered_before_it_was_quiet_for_a_while(
         "update appservice_bridge.relayed set received_at = now() - interval '1 hour'"
     )
     assert await finder.look_once() == 1
+
+
+@pytest.mark.parametrize(("every_seconds", "recovered"), [(1, 0), (60, 1)])
+async def test_who_was_frozen_did_not_see_whether_synapse_sent_and_waits_anew(
+    lab: Lab,
+    later: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    every_seconds: float,
+    recovered: int,
+) -> None:
+    """Two minutes are a freeze for who looks every second."""
+    await lab.say(2)
+    await lab.reach(2)
+    finder, stop, found = lab.finder(quiet=60), asyncio.Event(), list[int]()
+    look = finder.look_once
+
+    async def noted() -> int:
+        found.append(await look())
+        return found[-1]
+
+    async def looked(times: int) -> None:
+        async with asyncio.timeout(240):  # of a clock that is set ahead
+            while len(found) < times:
+                await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(finder, "look_once", noted)
+    running = asyncio.create_task(finder.run(stop, every_seconds=every_seconds))
+    await looked(1)
+    later()
+    await looked(2)
+    stop.set()
+    await running
+    assert found == [0, recovered]
+
+
+async def test_who_finds_the_cursor_moved_waits_anew(lab: Lab, later: Callable[[], None]) -> None:
+    await lab.say(2, days_ago=40)
+    await lab.say(3)
+    await lab.reach(3)
+    finder = lab.finder(quiet=60)
+    assert await finder.look_once() == 0
+    later()
+    assert (await finder.look_once(), await lab.cursor()) == (0, 2)  # past what is too old
+    assert await finder.look_once() == 0
+    later()
+    assert await finder.look_once() == 1
+    assert await lab.got() == ["$1", "$3"]
 
 
 async def test_what_is_not_overtaken_while_much_comes_is_recovered_at_last(
