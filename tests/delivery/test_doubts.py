@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -17,7 +16,7 @@ from appservice_bridge.delivery.http_sender import HttpSender
 from appservice_bridge.domain.outcome import Refused
 from appservice_bridge.domain.policy import DeliveryPolicy
 from tests.delivery.test_kills import held_at, its_lease_ran_out, somebody_waits
-from tests.support.appservice import Appservice, Request, appservice, ok
+from tests.support.appservice import Appservice, Request, appservice, by_hand, next_body, ok
 from tests.support.bridge import Files, registration, worker, worker_process, write_files
 from tests.support.facts import Connection, capture, wait_until
 from tests.support.intake import registered
@@ -330,24 +329,23 @@ async def test_a_no_to_the_second_copy_on_a_lost_connection_is_not_definite() ->
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError):
-            while head := (await reader.readuntil(b"\r\n\r\n")).decode():
-                length = int(re.search(r"Content-Length: (\d+)", head)[1])  # type: ignore[index]
-                bodies.append(await reader.readexactly(length))
+            while body := await next_body(reader):
+                bodies.append(body)
                 if len(bodies) == 2:
                     writer.close()  # it has the whole body, and may process it
                     return
                 status = b"200 OK" if len(bodies) == 1 else b"400 Bad Request"
                 writer.write(b"HTTP/1.1 %s\r\nContent-Length: 2\r\n\r\n{}" % status)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     known = registered(("bot", "@b_.*")).registrations["bot"]
-    async with aiohttp.ClientSession(connector=QuietConnector(limit=0)) as session:
+    async with (
+        by_hand(serve) as url,
+        aiohttp.ClientSession(connector=QuietConnector(limit=0)) as session,
+    ):
         to = HttpSender(session, replace(known, url=url), DeliveryPolicy())
         await to.send("1", b"{}", now=0.0)
         again = await to.send("2", b"{}", now=0.0)
         after = await to.send("3", b"{}", now=0.0)
-    server.close()
     assert len(bodies) == 4
     assert again == Refused(status=400, answer="{}", sent_before=True)
     assert after == Refused(status=400, answer="{}", sent_before=False)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from appservice_bridge.delivery.bodies import Bodies
 from appservice_bridge.delivery.group_commit import GroupCommit
 from appservice_bridge.delivery.lane import Lane
 from appservice_bridge.storage import outbox
-from appservice_bridge.storage.turns import Turn, Turned
-from tests.support.appservice import Request, appservice, ok
+from appservice_bridge.storage.turns import Following, Turn, Turned
+from tests.support.appservice import Request, appservice, by_hand, next_body, ok
 from tests.support.bridge import registration, worker, write_files
 from tests.support.facts import Connection, capture, relay, wait_until
 
@@ -25,6 +24,19 @@ DEVICE_LIST = """
 insert into appservice_bridge.device_list_update (appservice_id, user_id, change)
 values ('bot', $1, 'changed') on conflict do nothing
 """
+
+
+@pytest.fixture
+def all_bodies(monkeypatch: pytest.MonkeyPatch) -> list[Bodies]:
+    """Of every worker that is started."""
+    start, all_of_them = Bodies.__init__, list[Bodies]()
+
+    def kept(self: Bodies, *arguments: int) -> None:
+        start(self, *arguments)
+        all_of_them.append(self)
+
+    monkeypatch.setattr(Bodies, "__init__", kept)
+    return all_of_them
 
 
 def numbers(items: list[dict[str, object]]) -> list[object]:
@@ -229,16 +241,52 @@ async def test_what_comes_after_the_next_is_built_while_the_next_is_sealed(
     assert ("builds", one + 1) in done[began:ended]
 
 
+async def test_what_is_acked_and_sealed_and_built_behind_it_counts_all_the_while(
+    pg: Connection,
+    database: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    all_bodies: list[Bodies],
+) -> None:
+    build, turn, built, counted = building.build_ahead, GroupCommit.turn, {}, list[list[int]]()
+
+    async def noted(*arguments: Any) -> Following | None:
+        following = await build(*arguments)
+        if following is not None:
+            built[following.sealed.number] = len(following.sealed.body)
+        return following
+
+    async def turned(self: GroupCommit, one: Turn) -> Turned | None:
+        if one.taken is not None and one.following is not None:
+            await asyncio.sleep(0.05)
+            sealed = one.following.sealed
+            held = [len(one.taken.body), len(sealed.body), built.get(sealed.number + 1, 0)]
+            assert all_bodies[0].total == sum(held)
+            counted.append(held)
+        return await turn(self, one)
+
+    monkeypatch.setattr(lane_module, "build_ahead", noted)
+    monkeypatch.setattr(GroupCommit, "turn", turned)
+    async with appservice() as bot:
+        delivery = {"max_items": 10}
+        registered = [registration("bot", bot.url, users=["@b_.*"])]
+        files = write_files(tmp_path, database, registered, delivery=delivery)
+        for n in range(1, 101):
+            await capture(pg, BOT, n)
+        async with worker(files):
+            await bot.until(lambda: len(bot.to_device) == 100)
+    assert any(all(held) for held in counted)
+
+
 async def test_what_was_built_behind_a_seal_that_did_not_come_about_is_built_anew(
-    pg: Connection, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pg: Connection,
+    database: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    all_bodies: list[Bodies],
 ) -> None:
     """A device list that waits goes with the next transaction, which is then another one."""
-    turn, all_bodies = GroupCommit.turn, list[Bodies]()
-    start = Bodies.__init__
-
-    def kept(self: Bodies, *arguments: int) -> None:
-        start(self, *arguments)
-        all_bodies.append(self)
+    turn = GroupCommit.turn
 
     async def turned(self: GroupCommit, one: Turn) -> Turned | None:
         if one.following is not None and one.following.sealed.number % 3 == 0:
@@ -246,7 +294,6 @@ async def test_what_was_built_behind_a_seal_that_did_not_come_about_is_built_ane
             await pg.execute(DEVICE_LIST, changed)
         return await turn(self, one)
 
-    monkeypatch.setattr(Bodies, "__init__", kept)
     monkeypatch.setattr(GroupCommit, "turn", turned)
     async with appservice() as bot:
         delivery = {"max_items": 10}
@@ -343,15 +390,11 @@ async def test_a_200_whose_body_never_ends_is_an_ack_all_the_same(
         await writer.drain()
         await asyncio.sleep(30)
 
-    server = await asyncio.start_server(drip, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    files = write_files(tmp_path, database, [registration("bot", url, users=["@b_.*"])])
-    async with worker(files):
-        await capture(pg, BOT, 1)
-        async with asyncio.timeout(60):
-            while await pg.fetchval("select acked_to from appservice_bridge.lane") != 1:
-                pass
-    server.close()
+    async with by_hand(drip) as url:
+        files = write_files(tmp_path, database, [registration("bot", url, users=["@b_.*"])])
+        async with worker(files):
+            await capture(pg, BOT, 1)
+            await wait_until(pg, "select acked_to = 1 from appservice_bridge.lane")
     assert requests == 1
 
 
@@ -363,25 +406,20 @@ async def test_one_connection_serves_one_transaction_after_the_other(
     async def keep_alive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal connections
         connections += 1
-        while head := (await reader.readuntil(b"\r\n\r\n")).decode():
-            length = int(re.search(r"Content-Length: (\d+)", head)[1])  # type: ignore[index]
-            await reader.readexactly(length)
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
-            await writer.drain()
-            await asyncio.sleep(0.02)  # the body comes in a packet of its own
-            writer.write(b"{}")
+        with suppress(asyncio.IncompleteReadError):
+            while await next_body(reader):
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.02)  # the body comes in a packet of its own
+                writer.write(b"{}")
 
-    server = await asyncio.start_server(keep_alive, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    ours = [registration("bot", url, users=["@b_.*"])]
-    files = write_files(tmp_path, database, ours, delivery={"max_items": 1})
-    async with worker(files):
-        for n in range(1, 11):
-            await capture(pg, BOT, n)
-        async with asyncio.timeout(60):
-            while await pg.fetchval("select acked_to from appservice_bridge.lane") != 10:
-                pass
-    server.close()
+    async with by_hand(keep_alive) as url:
+        ours = [registration("bot", url, users=["@b_.*"])]
+        files = write_files(tmp_path, database, ours, delivery={"max_items": 1})
+        async with worker(files):
+            for n in range(1, 11):
+                await capture(pg, BOT, n)
+            await wait_until(pg, "select acked_to = 10 from appservice_bridge.lane")
     assert connections == 1
 
 
@@ -392,25 +430,20 @@ async def test_an_answer_that_nobody_asked_for_acknowledges_nothing(
 
     async def twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError):
-            while head := (await reader.readuntil(b"\r\n\r\n")).decode():
-                length = int(re.search(r"Content-Length: (\d+)", head)[1])  # type: ignore[index]
-                bodies.append(await reader.readexactly(length))
+            while body := await next_body(reader):
+                bodies.append(body)
                 answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
                 writer.write(answer)
                 await asyncio.sleep(0.2)
                 writer.write(answer)
 
-    server = await asyncio.start_server(twice, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    files = write_files(tmp_path, database, [registration("bot", url, users=["@b_.*"])])
-    async with worker(files):
-        for n in range(1, 4):
-            await capture(pg, BOT, n)
-            async with asyncio.timeout(60):
-                while await pg.fetchval("select acked_to from appservice_bridge.lane") != n:
-                    await asyncio.sleep(0.01)
-            await asyncio.sleep(0.4)
-    server.close()
+    async with by_hand(twice) as url:
+        files = write_files(tmp_path, database, [registration("bot", url, users=["@b_.*"])])
+        async with worker(files):
+            for n in range(1, 4):
+                await capture(pg, BOT, n)
+                await wait_until(pg, f"select acked_to = {n} from appservice_bridge.lane")
+                await asyncio.sleep(0.4)
     assert len(bodies) == 3
 
 

@@ -1,9 +1,13 @@
-"""A real appservice over HTTP that writes down every request and answers as it is told."""
+"""A real appservice over HTTP that writes down every request and answers as it is told.
+
+Where the bytes of an answer matter, `by_hand` serves connections instead.
+"""
 
 import asyncio
 import json
+import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -11,6 +15,7 @@ from typing import Any, TypeAlias
 from aiohttp import web
 
 Answer: TypeAlias = Callable[["Request"], "tuple[int, dict[str, str], bytes]"]
+Serve: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,3 +131,26 @@ async def appservice(port: int = 0) -> AsyncIterator[Appservice]:
         yield seen
     finally:
         await runner.cleanup()
+
+
+@asynccontextmanager
+async def by_hand(serve: Serve) -> AsyncIterator[str]:
+    """Serve each connection on loopback with this; gives the url."""
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.close()
+
+
+async def next_body(reader: asyncio.StreamReader) -> bytes:
+    """The body of the next request of a connection.
+
+    Raises:
+        asyncio.IncompleteReadError: the other side has closed it.
+    """
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    length = re.search(r"Content-Length: (\d+)", head)
+    assert length is not None, head
+    return await reader.readexactly(int(length[1]))
