@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from appservice_bridge.domain.errors import BridgeError
@@ -44,15 +45,16 @@ select set_config('synchronous_commit', 'off', true)
 """
 
 READ: Final = """
--- capture_log.read: the next rows in sequence order, as many as fit in $2 rows and $3 bytes, one
--- at least; with $4 from below the head, too, whatever the gaps say. All is seen by one
--- snapshot. No row: the worker that started last has other registrations. After ten minutes a
--- gap is left to the sweep. What is being consumed meanwhile is not read again: $5 is where that
--- leaves the head, $6 and $7 are the gaps that it leaves, and $8 what it takes out of old ones; it
--- may be consumed by now, and the gaps be noted.
+-- capture_log.read: the next rows, as many as fit in $2 rows and $3 bytes, one at least, in no
+-- order; with $4 from below the head, too, whatever the gaps say. All is seen by one snapshot. No
+-- row: the worker that started last has other registrations. The gaps stand in the first row, by
+-- its number. After ten minutes a gap is left to the sweep. What is being consumed meanwhile is not
+-- read again: $5 is where that leaves the head, $6 and $7 are the gaps that it leaves, and $8 what
+-- it takes out of old ones; it may be consumed by now, and the gaps be noted. How far it reaches is
+-- found out first, in narrow rows: bodies are not carried through sorts and sums.
 with gate as materialized (
     select coalesce($5, head) as head, last_intake_at
-      from intake_gate where registrations_digest = $1
+      from intake_gate where registrations_digest = $1 limit 1
 ), gap as materialized (
     select first_seq, last_seq, settled_by is null as undated,
            coalesce(settled_by < pg_snapshot_xmin(pg_current_snapshot()), false)
@@ -64,27 +66,34 @@ with gate as materialized (
      where not exists (select from intake_gap g where g.first_seq = new.first_seq)
 ), waiting as (
     (select l.* from gate cross join lateral (
-        select * from capture_log where seq > case when $4 then 0 else gate.head end
+        select seq, octet_length(body) as bytes from capture_log
+         where seq > case when $4 then 0 else gate.head end
          order by seq limit $2) l)
     union all
-    (select l.* from gate cross join gap cross join lateral (
-        select * from capture_log where seq between gap.first_seq and gap.last_seq
-         order by seq limit $2) l
+    (select l.* from gap cross join lateral (
+        select seq, octet_length(body) as bytes from capture_log
+         where seq between gap.first_seq and gap.last_seq order by seq limit $2) l
       where not $4 and l.seq <> all($8::bigint[]))
      order by seq limit $2
 ), measured as (
-    select *, row_number() over before as place,
-           sum(octet_length(body)) over before - octet_length(body) as bytes_before
-      from waiting window before as (order by seq)
+    select seq, sum(bytes) over (order by seq rows unbounded preceding) - bytes as bytes_before
+      from waiting
+), reach as materialized (
+    select min(seq) as first, max(seq) as last from measured where bytes_before < $3
 )
 select gate.head, (select last_value from capture_seq) as drawn,
        gate.last_intake_at,
-       case when coalesce(m.place, 1) = 1 then
+       case when l.seq is not distinct from reach.first then
            (select array_agg((first_seq, last_seq, undated, settled) order by first_seq) from gap)
            end as gaps,
-       m.seq, m.kind, m.appservice_id, m.user_id, m.device_id, m.stream_id, m.body, m.captured_at
-  from gate left join measured m on m.bytes_before < $3
- order by m.seq
+       l.seq, l.kind, l.appservice_id, l.user_id, l.device_id, l.stream_id, l.body, l.captured_at
+  from gate cross join reach left join lateral (
+       select * from capture_log
+        where seq > case when $4 then 0 else gate.head end and seq <= reach.last
+       union all
+       select c.* from gap join capture_log c on c.seq between gap.first_seq and gap.last_seq
+        where not $4 and c.seq <> all($8::bigint[]) and c.seq <= reach.last
+  ) l on true
 """
 
 CONSUME: Final = """
@@ -291,6 +300,7 @@ async def read(
     records = await conn.fetch(READ, registrations_digest, max_rows, max_bytes, sweep, *before)
     if not records:
         return None
+    records.sort(key=itemgetter("seq"))
     head, drawn, last_intake_at, gaps, first_seq, *_ = records[0]
     gate = Gate(
         head=head,
