@@ -15,7 +15,7 @@ from appservice_bridge.domain.waiting import set_within
 from appservice_bridge.routing import key_only
 from appservice_bridge.routing.candidates import Candidate
 from appservice_bridge.routing.device_changes import DeviceChanges
-from appservice_bridge.routing.read_ahead import ReadAhead
+from appservice_bridge.routing.read_ahead import LookedAt, ReadAhead
 from appservice_bridge.routing.route import route_rows
 from appservice_bridge.routing.straight import straight_items
 from appservice_bridge.storage import (
@@ -90,7 +90,7 @@ class Intake:
         self._budget = budget
         self._max_rows = MAX_ROWS
         self._first_seq: int | None = None
-        self._ahead: capture_log.Batch | None = None  # read while another was routed
+        self._ahead: LookedAt | None = None  # read while another was routed
         self._alone = True  # as far as is known, no other worker consumes
         self.wake = asyncio.Event()
 
@@ -140,15 +140,15 @@ class Intake:
 
         None, and nothing is done, where a batch has to go the long way, or another is the intake.
         """
-        batch, self._ahead = self._ahead, None
+        looked, self._ahead = self._ahead, None
         async with self._database.statement() as conn:
-            if batch is None or batch.whole or sweep:  # whoever woke us may have come behind it
-                batch = await self._read(conn, sweep=sweep)
-            if batch is None:
+            if looked is None or looked.batch.whole or sweep:  # more may have come behind it
+                looked = self._looked_at(await self._read(conn, sweep=sweep))
+            if looked is None:
                 return None
+            batch, items = looked
             if batch.empty:
                 return Passed(more_may_come=batch.more_may_come)
-            items = straight_items(batch.rows, self._owners)
             if items is None:
                 return None
             self._first_seq = batch.rows[0].seq
@@ -162,9 +162,13 @@ class Intake:
         ahead.routed(went.intake_at)
         return _passed(batch, went.grown)
 
-    async def _read_behind(self, batch: capture_log.Batch) -> capture_log.Batch | None:
+    async def _read_behind(self, batch: capture_log.Batch) -> LookedAt | None:
         async with self._database.statement() as conn:
-            return await self._read(conn, sweep=False, behind=batch)
+            read = await self._read(conn, sweep=False, behind=batch)
+        return self._looked_at(read)
+
+    def _looked_at(self, read: capture_log.Batch | None) -> LookedAt | None:
+        return None if read is None else LookedAt(read, straight_items(read.rows, self._owners))
 
     async def _the_long_way(self, *, sweep: bool) -> Passed:
         """Hold the gate, look, and do one thing after the other, in one DB transaction."""

@@ -1,21 +1,29 @@
-"""What comes behind a batch of the log, read while Postgres routes that one."""
+"""What comes behind a batch of the log, read and looked at while Postgres routes that one."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.storage.capture_log import Batch
+from appservice_bridge.storage.straight import Straight
+
+
+class LookedAt(NamedTuple):
+    """A batch, and to whom its messages go; None: it has to go the long way."""
+
+    batch: Batch
+    items: Sequence[Straight] | None
 
 
 class ReadAhead:
     """Of one pass of intake, which it does not outlive."""
 
     def __init__(self) -> None:
-        self._reading: asyncio.Task[Batch | None] | None = None
+        self._reading: asyncio.Task[LookedAt | None] | None = None
         self._routed_at: datetime | None = None
 
     def __enter__(self) -> Self:
@@ -30,7 +38,7 @@ class ReadAhead:
         if self._reading is not None:
             self._reading.cancel()
 
-    def begin(self, reading: Coroutine[Any, Any, Batch | None]) -> None:
+    def begin(self, reading: Coroutine[Any, Any, LookedAt | None]) -> None:
         """Read; of no use unless the batch in front of it is routed."""
         self._reading = asyncio.create_task(reading)
 
@@ -38,7 +46,7 @@ class ReadAhead:
         """The batch in front of it was consumed, and the gate says so since then."""
         self._routed_at = at
 
-    async def batch(self) -> Batch | None:
+    async def batch(self) -> LookedAt | None:
         """What was read, with the gate as the batch in front of it left that; None: read anew.
 
         Nobody is to hold a connection meanwhile: all of them may be taken.
@@ -51,4 +59,5 @@ class ReadAhead:
             return None  # the next pass reads for itself, and hears of it
         if read is None:
             return None
-        return replace(read, gate=replace(read.gate, last_intake_at=self._routed_at))
+        gate = replace(read.batch.gate, last_intake_at=self._routed_at)
+        return read._replace(batch=replace(read.batch, gate=gate))
