@@ -187,6 +187,21 @@ class Gate:
     last_intake_at: datetime | None
 
 
+class Leaves(NamedTuple):
+    """What a batch leaves behind, as `READ` is told of it.
+
+    Attributes:
+        head: all up to it is consumed, but for what lies in gaps; None: as the gate says.
+        gap_firsts, gap_lasts: where the gaps that are new begin and end.
+        taken_from_gaps: what it takes out of those that are not.
+    """
+
+    head: int | None = None
+    gap_firsts: Sequence[int] = ()
+    gap_lasts: Sequence[int] = ()
+    taken_from_gaps: Sequence[int] = ()
+
+
 class Captured(NamedTuple):
     """One row of the capture log, as `READ` returns it.
 
@@ -233,21 +248,15 @@ class Batch:
         return [gap.first_seq for gap in self.gate.gaps if gap.settled] if self.whole else []
 
     @property
-    def missing(self) -> list[tuple[int, int]]:
-        """The gaps that are new."""
-        head = self.gate.head
-        return missing_numbers(head, [row.seq for row in self.rows if row.seq > head])
-
-    @property
-    def leaves(self) -> tuple[int, list[int], list[int], list[int]]:
-        """What `READ` is told of it: the head, the new gaps' ends, and what it takes out of old."""
-        seqs = [row.seq for row in self.rows]
-        missing = self.missing
-        return (
-            max(self.gate.head, *seqs),
-            [first for first, _ in missing],
-            [last for _, last in missing],
-            [seq for seq in seqs if seq <= self.gate.head],
+    def leaves(self) -> "Leaves":
+        """How the log is once this is consumed."""
+        head, seqs = self.gate.head, [row.seq for row in self.rows]
+        new = missing_numbers(head, [seq for seq in seqs if seq > head])
+        return Leaves(
+            head=max([head, *seqs]),
+            gap_firsts=[first for first, _ in new],
+            gap_lasts=[last for _, last in new],
+            taken_from_gaps=[seq for seq in seqs if seq <= head],
         )
 
     @property
@@ -296,7 +305,7 @@ async def read(
     `behind` it is what comes after that batch, which is being consumed meanwhile; then who takes
     the gate as that one leaves it.
     """
-    before = (None, [], [], []) if behind is None else behind.leaves
+    before = Leaves() if behind is None else behind.leaves
     records = await conn.fetch(READ, registrations_digest, max_rows, max_bytes, sweep, *before)
     if not records:
         return None
@@ -324,16 +333,16 @@ async def consume(conn: Connection, batch: Batch) -> None:
     Raises:
         LogConsumedElsewhereError: a row was gone.
     """
-    seqs = [row.seq for row in batch.rows]
-    gone = await conn.fetchval(CONSUME, seqs, max(seqs, default=batch.gate.head))
+    seqs, leaves = [row.seq for row in batch.rows], batch.leaves
+    gone = await conn.fetchval(CONSUME, seqs, leaves.head)
     if gone != len(seqs):
         raise LogConsumedElsewhereError(len(seqs), gone)
     if any(gap.undated for gap in batch.gate.gaps):
         await conn.execute(DATE_GAPS)
     if settled := batch.settled:
         await conn.execute(FORGET_GAPS, settled)
-    if missing := batch.missing:
-        await conn.execute(ADD_GAPS, *zip(*missing, strict=True))
+    if leaves.gap_firsts:
+        await conn.execute(ADD_GAPS, leaves.gap_firsts, leaves.gap_lasts)
 
 
 def missing_numbers(head: int, seqs: Sequence[int]) -> list[tuple[int, int]]:

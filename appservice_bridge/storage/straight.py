@@ -154,7 +154,7 @@ async def route(
         LogConsumedElsewhereError: a row was gone, and nothing is done.
         OutboxMissingError: an appservice was routed to that has none, and nothing is done.
     """
-    seqs = [row.seq for row in batch.rows]
+    seqs, leaves = [row.seq for row in batch.rows], batch.leaves
     gets: dict[str, _Gets] = defaultdict(_Gets)
     places = [gets[item.appservice_id].add(item) for item in items]
     try:
@@ -172,8 +172,8 @@ async def route(
             [each.bytes for each in gets.values()],
             appservice_bytes,
             batch.settled,
-            [first for first, _ in batch.missing],
-            [last for _, last in batch.missing],
+            leaves.gap_firsts,
+            leaves.gap_lasts,
         )
     except asyncpg.UniqueViolationError:
         return None  # somebody took one past the gate: the long way tells which

@@ -200,6 +200,33 @@ async def test_what_is_read_ahead_when_the_other_was_routed_has_no_row_twice(
     assert all(len(set(each)) == len(each) for each in numbers)
 
 
+async def test_behind_a_batch_out_of_gaps_alone_nothing_is_read_twice(
+    pg: Connection, database: str, intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, read, numbers = await asyncpg.connect(database), capture_log.read, []
+
+    async def noted(*arguments: Any, **options: Any) -> Any:
+        batch = await read(*arguments, **options)
+        assert batch is not None
+        numbers.append([row.seq for row in batch.rows])
+        return batch
+
+    await late.execute("begin")
+    for n in range(1, 6):
+        await capture(late, "@b_1:example.org", n)
+    await capture(pg, "@b_1:example.org", 6)
+    await intake.consume_once()
+    await late.execute("commit")
+    await late.close()
+    monkeypatch.setattr(capture_log, "read", noted)
+    monkeypatch.setattr(intake_module, "MAX_ROWS", 2)
+    intake._max_rows = 2
+    while not (await intake.consume_once()).done:
+        pass
+    assert await outbox(pg) == [6, 1, 2, 3, 4, 5]
+    assert all(len(set(each)) == len(each) for each in numbers)
+
+
 async def test_what_cannot_be_read_ahead_costs_the_batch_that_is_routed_nothing(
     pg: Connection, intake: Intake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
