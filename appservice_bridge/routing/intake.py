@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, TypeAlias
 
 import structlog
@@ -153,7 +154,7 @@ class Intake:
                 return None
             self._first_seq = batch.rows[0].seq
             if not batch.whole and not sweep:
-                ahead.begin(self._read_behind(batch))
+                ahead.begin(partial(self._read_behind, batch))
             limit = self._budget.appservice_bytes
             went = await straight.route(conn, batch, self._digest, items, appservice_bytes=limit)
         if went is None:

@@ -1,11 +1,11 @@
 """What comes behind a batch of the log, read and looked at while Postgres routes that one."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self, TypeAlias
 
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.storage.capture_log import Batch
@@ -17,6 +17,9 @@ class LookedAt(NamedTuple):
 
     batch: Batch
     items: Sequence[Straight] | None
+
+
+Read: TypeAlias = Callable[[], Awaitable[LookedAt | None]]
 
 
 class ReadAhead:
@@ -38,9 +41,9 @@ class ReadAhead:
         if self._reading is not None:
             self._reading.cancel()
 
-    def begin(self, reading: Coroutine[Any, Any, LookedAt | None]) -> None:
+    def begin(self, read: Read) -> None:
         """Read; of no use unless the batch in front of it is routed."""
-        self._reading = asyncio.create_task(reading)
+        self._reading = asyncio.create_task(_what_can_be_read(read))
 
     def routed(self, at: datetime) -> None:
         """The batch in front of it was consumed, and the gate says so since then."""
@@ -53,11 +56,15 @@ class ReadAhead:
         """
         if self._reading is None or self._routed_at is None:
             return None
-        try:
-            read = await self._reading
-        except BridgeError:
-            return None  # the next pass reads for itself, and hears of it
+        read = await self._reading
         if read is None:
             return None
         gate = replace(read.batch.gate, last_intake_at=self._routed_at)
         return read._replace(batch=replace(read.batch, gate=gate))
+
+
+async def _what_can_be_read(read: Read) -> LookedAt | None:
+    try:
+        return await read()
+    except BridgeError:
+        return None  # the next pass reads for itself, and hears of it
