@@ -272,6 +272,7 @@ async def test_whole_transactions_of_nothing_are_stepped_over(
                 await pg.execute("delete from public.devices where user_id = $1", BOT)
                 await device(pg, BOT, "DEV")
         await capture(pg, BOT, 9)
+        await routed(pg, 9)
         bot.answer = lambda _: (200, {}, b"{}")
         await bot.until(lambda: len(bot.to_device) >= 2)
         await delivered(pg, "to_device", 2)
