@@ -185,8 +185,8 @@ def require_shallow(text: str) -> None:
     Raises:
         MalformedError: deeper than `MAX_DEPTH`.
     """
-    if text.count("[") + text.count("{") <= MAX_DEPTH:
-        return  # it cannot be
+    if len(text) <= 2 * MAX_DEPTH or text.count("[") + text.count("{") <= MAX_DEPTH:
+        return  # it cannot be, if it is JSON
     if any(depth > MAX_DEPTH for _, depth in _brackets(text, 0)):
         raise MalformedError("nests too deeply")
 

@@ -21,6 +21,7 @@ def straight_items(rows: Sequence[Captured], owners: Owners) -> list[Straight] |
         if not appservice_ids or not is_as_synapse_writes_it(row.body):
             return None
         begins = opening(row.user_id, row.device_id)
-        items += [Straight(row, appservice_id, begins) for appservice_id in appservice_ids]
+        for appservice_id in appservice_ids:
+            items.append(Straight(row, appservice_id, begins))
         keys.add((row.stream_id, row.user_id, row.device_id))
     return items if items and len(keys) == len(rows) else None

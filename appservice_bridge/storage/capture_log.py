@@ -47,8 +47,8 @@ select set_config('synchronous_commit', 'off', true)
 READ: Final = """
 -- capture_log.read: the next rows, as many as fit in $2 rows and $3 bytes, one at least, in no
 -- order; with $4 from below the head, too, whatever the gaps say. All is seen by one snapshot. No
--- row: the worker that started last has other registrations. The gaps stand in the first row, by
--- its number. After ten minutes a gap is left to the sweep. What is being consumed meanwhile is not
+-- row: the worker that started last has other registrations. The gaps and the last intake stand in
+-- the first row, by its number: a time is slow to read. After ten minutes a gap is left to the sweep. What is being consumed meanwhile is not
 -- read again: $5 is where that leaves the head, $6 and $7 are the gaps that it leaves, and $8 what
 -- it takes out of old ones; it may be consumed by now, and the gaps be noted. How far it reaches is
 -- found out first, in narrow rows: bodies are not carried through sorts and sums.
@@ -82,11 +82,13 @@ with gate as materialized (
     select min(seq) as first, max(seq) as last from measured where bytes_before < $3
 )
 select gate.head, (select last_value from capture_seq) as drawn,
-       gate.last_intake_at,
+       case when l.seq is not distinct from reach.first then gate.last_intake_at
+           end as last_intake_at,
        case when l.seq is not distinct from reach.first then
            (select array_agg((first_seq, last_seq, undated, settled) order by first_seq) from gap)
            end as gaps,
-       l.seq, l.kind, l.appservice_id, l.user_id, l.device_id, l.stream_id, l.body, l.captured_at
+       l.seq, l.kind, l.appservice_id, l.user_id, l.device_id, l.stream_id, l.body,
+       date_part('epoch', l.captured_at) as captured_at
   from gate cross join reach left join lateral (
        select * from capture_log
         where seq > case when $4 then 0 else gate.head end and seq <= reach.last
@@ -210,6 +212,7 @@ class Captured(NamedTuple):
         device_id: of a transaction the digest of its id, in hexadecimal: two with different
             bytes may be the same one, sent again.
         stream_id: with user and device the key of a row in a stream of the homeserver's.
+        captured_at: in seconds since 1970, to the microsecond.
     """
 
     seq: int
@@ -219,7 +222,7 @@ class Captured(NamedTuple):
     device_id: str | None
     stream_id: int | None
     body: bytes
-    captured_at: datetime
+    captured_at: float
 
     def __repr__(self) -> str:
         return f"Captured({self.seq}, {self.kind}, {len(self.body)} bytes)"

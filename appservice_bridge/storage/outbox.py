@@ -3,7 +3,6 @@
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Final, NamedTuple
 
 from appservice_bridge.domain.errors import BridgeError
@@ -16,7 +15,7 @@ APPEND: Final = """
 -- outbox.append: the next positions of each appservice, in the order given
 with item as (
     select * from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[],
-                         $6::timestamptz[], $7::bytea[], $8::text[]) with ordinality
+                         $6::float8[], $7::bytea[], $8::text[]) with ordinality
         as i(appservice_id, kind, user_id, device_id, stream_id, captured_at, payload, fleeting,
              place)
 ), head as (
@@ -30,7 +29,7 @@ insert into outbox (appservice_id, position, kind, user_id, device_id, stream_id
                     payload, fleeting)
 select i.appservice_id,
        head.before + row_number() over (partition by i.appservice_id order by i.place),
-       i.kind, i.user_id, i.device_id, i.stream_id, i.captured_at, i.payload,
+       i.kind, i.user_id, i.device_id, i.stream_id, to_timestamp(i.captured_at), i.payload,
        i.fleeting
   from item i join head using (appservice_id)
 """
@@ -152,12 +151,13 @@ class Routed(NamedTuple):
     """One item on its way into the outbox of one appservice.
 
     Attributes:
+        captured_at: in seconds since 1970.
         fleeting: the type of an event that has a time to live.
     """
 
     appservice_id: str
     kind: str
-    captured_at: datetime
+    captured_at: float
     payload: bytes
     user_id: str | None = None
     device_id: str | None = None

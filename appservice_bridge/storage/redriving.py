@@ -24,7 +24,8 @@ with gone as (
                           and g.device_id = d.device_id)
     returning d.*
 )
-select dead_letter_id, kind, user_id, device_id, stream_id, payload, clock_timestamp() as at
+select dead_letter_id, kind, user_id, device_id, stream_id, payload,
+       date_part('epoch', clock_timestamp()) as captured_at
   from gone order by buried_at, dead_letter_id
 """
 
@@ -110,7 +111,7 @@ def _routed(appservice_id: str, row: asyncpg.Record) -> Routed:
     return Routed(
         appservice_id=appservice_id,
         kind=row["kind"],
-        captured_at=row["at"],
+        captured_at=row["captured_at"],
         payload=row["payload"],
         user_id=row["user_id"],
         device_id=row["device_id"],

@@ -203,6 +203,6 @@ def _handed(items: Sequence[Straight], before: Mapping[str, int], now: float) ->
     for row, appservice_id, opening in items:
         to = handed[appservice_id]
         position = before[appservice_id] + len(to) + 1
-        captured = clock - (now - row.captured_at.timestamp())
+        captured = clock - (now - row.captured_at)
         to.append(Item(position, Kind.TO_DEVICE, opening + row.body[1:], None, captured))
     return handed

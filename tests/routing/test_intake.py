@@ -290,7 +290,7 @@ FORGOTTEN = "truncate appservice_bridge.outbox, appservice_bridge.ledger, appser
 BEHIND = "select appservice_id, position, bytes_in from appservice_bridge.outbox_head order by 1"
 DATED = """
 update appservice_bridge.capture_log
-   set captured_at = timestamptz '2026-01-01' + make_interval(mins => stream_id::int)
+   set captured_at = timestamptz '2026-01-01' + make_interval(secs => stream_id * 1000.123457)
 """
 AN_HOUR_AGO = "update appservice_bridge.capture_log set captured_at = now() - interval '1 hour'"
 FROM_THE_START = "update appservice_bridge.outbox_head set position = 0, bytes_in = 0"
