@@ -95,6 +95,14 @@ def say(row: Row) -> None:
     )
 
 
+def _command(given: argparse.Namespace) -> str:
+    if given.seconds is None and given.scenario is None:
+        return "make faults"
+    named = "".join(f" --scenario {one}" for one in given.scenario or ())
+    seconds = "" if given.seconds is None else f" --seconds {given.seconds:g}"
+    return f"python -m tests.faults{named}{seconds}"
+
+
 def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that all is cleaned up then, too
     given = arguments()
@@ -106,7 +114,7 @@ def main() -> int:
         rows.append(row)
         if given.evidence is not None:
             says = {name: one.says for name, one in SCENARIOS.items()} | {NAME: SAYS}
-            given.evidence.write_text(evidence(rows, "make faults", says))
+            given.evidence.write_text(evidence(rows, _command(given), says))
 
     asyncio.run(
         run(

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -108,10 +108,10 @@ def _signal_all(stage: Stage, pids: list[int], number: signal.Signals) -> None:
             stage.kills["postgres session", number.name] += 1
 
 
-async def kill_at_commits(stage: Stage, seconds: float) -> None:
+async def kill_at_commits(stage: Stage, seconds: float, only: Collection[str] = ()) -> None:
     """Each worker is told where to die next; it is started again when it did.
 
-    Which kinds of commit there are, the workers say themselves.
+    Which kinds of commit there are, the workers say themselves, unless it is to be `only` some.
     """
     seen = stage.directory / "commits"
     for part in stage.workers:
@@ -120,7 +120,7 @@ async def kill_at_commits(stage: Stage, seconds: float) -> None:
         part.start()
     await stage.workers_ready()
     await asyncio.sleep(min(5.0, seconds / 3))  # and some time to do each of them once
-    points = _Points(stage, seen)
+    points = _Points(stage, seen, only)
     ends = time.monotonic() + seconds
     async with asyncio.TaskGroup() as group:
         for part in stage.workers[1:]:  # the first one is there to go on with what they left
@@ -132,14 +132,15 @@ async def kill_at_commits(stage: Stage, seconds: float) -> None:
 class _Points:
     """Kinds of commits, each before and after, in turn and in an order drawn by lot."""
 
-    def __init__(self, stage: Stage, seen: Path) -> None:
+    def __init__(self, stage: Stage, seen: Path, only: Collection[str]) -> None:
         self._stage = stage
+        self._only = only
         self._seen = seen
         self._left: list[str] = []
 
     def take(self) -> str:
         if not self._left:
-            kinds = sorted(set(self._seen.read_text().split()))
+            kinds = sorted(self._only or set(self._seen.read_text().split()))
             self._left = [f"{kind} {when}" for kind in kinds for when in ("before", "after")]
             self._stage.chance.shuffle(self._left)
         return self._left.pop()

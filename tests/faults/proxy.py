@@ -13,14 +13,30 @@ from appservice_bridge.dev.ports import LoopbackPort
 CHUNK_BYTES: Final = 65_536
 RESET: Final = struct.pack("ii", 1, 0)
 COMMIT: Final = b"COMMIT;"
+IN_NO_TRANSACTION: Final = b"Z\0\0\0\x05I"  # ReadyForQuery, and idle
+IN_TRANSACTION: Final = b"Z\0\0\0\x05T"
+BIND: Final = b"B"  # how it goes on with a statement that was prepared
 
 
 class Connection:
-    """One connection through the proxy: client and server, both ways."""
+    """One connection through the proxy: client and server, both ways.
+
+    Attributes:
+        in_transaction: what Postgres said last of it.
+    """
 
     def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
         self.client = client
         self.server = server
+        self.in_transaction = False
+
+    def commits(self, chunk: bytes) -> bool:
+        """Whether this, on its way to Postgres, ends a DB transaction or is one."""
+        return COMMIT in chunk or (chunk.startswith(BIND) and not self.in_transaction)
+
+    def answered(self, chunk: bytes) -> None:
+        if chunk.endswith((IN_TRANSACTION, IN_NO_TRANSACTION)):
+            self.in_transaction = chunk.endswith(IN_TRANSACTION)
 
     def cut(self, *, reset: bool) -> None:
         """End both sides at once, with or without a reset."""
@@ -41,8 +57,9 @@ class Proxy:
 
     Attributes:
         flows: cleared, nothing gets through until it is set again.
-        cuts_commits: how probable it is that a connection is cut when a COMMIT passes: before it
-            gets through, or after it and before its answer.
+        cuts_commits: how probable it is that a connection is cut when a COMMIT passes, or a
+            statement that is a DB transaction: before it gets through, or after it and before its
+            answer.
     """
 
     def __init__(self, target_port: int, chance: random.Random) -> None:
@@ -112,7 +129,9 @@ class Proxy:
         try:
             while chunk := await reader.read(CHUNK_BYTES):
                 await self.flows.wait()
-                if to is one.server and COMMIT in chunk and self._cuts_here():
+                if to is one.client:
+                    one.answered(chunk)
+                elif one.commits(chunk) and self._cuts_here():
                     if self._chance.random() < 0.5:
                         to.write(chunk)
                         await to.drain()

@@ -2,8 +2,9 @@
 
 import os
 import platform
+import subprocess
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from tests.faults.judging import Verdict
@@ -68,17 +69,6 @@ def killed(kills: Mapping[tuple[str, str], int]) -> str:
 
 def evidence(rows: Sequence[Row], command: str, says: Mapping[str, str]) -> str:
     """The file docs/evidence.md."""
-    commits = sorted(
-        {
-            (process.partition(", at ")[2], count)
-            for row in rows
-            for (process, _), count in row.kills.items()
-            if ", at " in process
-        }
-    )
-    kinds = Counter[str]()
-    for kind, count in commits:
-        kinds[kind] += count
     return "\n".join(
         [
             "# Evidence: what survives which fault",
@@ -86,6 +76,8 @@ def evidence(rows: Sequence[Row], command: str, says: Mapping[str, str]) -> str:
             _opening(rows, command),
             "",
             table(rows),
+            "",
+            REFUSALS,
             "",
             HOW,
             "",
@@ -95,28 +87,47 @@ def evidence(rows: Sequence[Row], command: str, says: Mapping[str, str]) -> str:
             "",
             KINDS,
             "",
-            *(f"- `{kind}`: {count}" for kind, count in sorted(kinds.items())),
+            "| scenario | commit | workers died |",
+            "|---|---|---|",
+            *(f"| {row.scenario} | `{at}` | {n} |" for row in rows for at, n in _points(row)),
             "",
         ]
     )
 
 
+def _points(row: Row) -> Iterator[tuple[str, int]]:
+    """At which commits how many workers died."""
+    for (process, _), count in sorted(row.kills.items()):
+        if ", at " in process:
+            yield process.partition(", at ")[2], count
+
+
 def _opening(rows: Sequence[Row], command: str) -> str:
     total = sum(row.verdict.facts for row in rows)
     return (
-        f"Written by `{command}`. {sigkills(rows):,} processes killed with SIGKILL,"
-        f" {total:,} facts, {_minutes(rows):.0f} minutes; {os.cpu_count()} cores,"
-        f" {platform.machine()}, Python {platform.python_version()},"
-        f" seed {rows[0].seed if rows else 0}."
+        f"Written by `{command}`, of commit {_commit()}."
+        f" {sigkills(rows):,} processes killed with SIGKILL, {total:,} facts,"
+        f" {_minutes(rows):.0f} minutes; {os.cpu_count()} cores, {platform.machine()},"
+        f" Python {platform.python_version()}, seed {rows[0].seed if rows else 0}."
     )
+
+
+def _commit() -> str:
+    """Which code it was, and a + if it was changed since."""
+    command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _minutes(rows: Sequence[Row]) -> float:
     return sum(row.seconds for row in rows) / 60
 
 
-KINDS: Final = """Kinds of commit at which workers died, right before or right after, by the
-function that opens the DB transaction:"""
+KINDS: Final = """Commits at which workers died, by the function that opens the DB transaction, or
+has a single statement that is one: right before it, or while Postgres was at the statement; or
+right after it."""
+
+REFUSALS: Final = """What `refusals` did not deliver is the poison that it buried; its stall is the
+quarter of an hour for which nothing is split that a killed worker may have delivered."""
 
 HOW: Final = """## How it is counted
 

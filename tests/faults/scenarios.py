@@ -1,6 +1,8 @@
 """What may happen, one after the other; see each scenario's `says`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from tests.faults.cutting import cut_connections, proxies
@@ -23,6 +25,12 @@ from tests.faults.stage import DYING, Layout
 
 _DIES: Final = {f"as{n}": {"dies": 0.1, "refuses": 0.1, "delay_seconds": 0.02} for n in range(3)}
 
+# A room event sends the batch that it is in the long way: between few of them most go straight.
+_STRAIGHT: Final = Layout(kind="synapse", relays_seldom=20)
+_MESSAGES: Final = "the same, where triggers on Synapse's tables capture, mostly messages"
+
+STATEMENTS: Final = ("routing.intake._straight", "delivery.group_commit._commit")
+
 _ALL: Final = (
     Scenario(
         name="workers",
@@ -34,9 +42,9 @@ _ALL: Final = (
     ),
     Scenario(
         name="workers-synapse",
-        says="the same, where triggers on Synapse's tables capture",
+        says=_MESSAGES,
         happens=kill_workers,
-        layout=Layout(kind="synapse", workers=4),
+        layout=replace(_STRAIGHT, workers=4),
         seconds=150,
         short_seconds=8,
     ),
@@ -50,11 +58,20 @@ _ALL: Final = (
     ),
     Scenario(
         name="commits-synapse",
-        says="the same, where triggers on Synapse's tables capture",
+        says=_MESSAGES,
         happens=kill_at_commits,
-        layout=Layout(kind="synapse", workers=4, program=DYING),
+        layout=replace(_STRAIGHT, workers=4, program=DYING),
         seconds=120,
         short_seconds=0,
+    ),
+    Scenario(
+        name="statements-synapse",
+        says="the same at the two commits that are single statements: a batch's way from the log"
+        " into the outboxes, and the acks and seals of all lanes that are ready",
+        happens=partial(kill_at_commits, only=STATEMENTS),
+        layout=replace(_STRAIGHT, workers=4, program=DYING),
+        seconds=60,
+        short_seconds=8,
     ),
     Scenario(
         name="postgres",
@@ -104,7 +121,7 @@ _ALL: Final = (
     ),
     Scenario(
         name="cuts",
-        says="connections to Postgres (also at a COMMIT, before or after it) and to appservices"
+        says="connections to Postgres (also at a commit, before or after it) and to appservices"
         " are reset, closed, half closed, and stalled for up to 12 s",
         happens=cut_connections,
         around=proxies,
@@ -113,10 +130,10 @@ _ALL: Final = (
     ),
     Scenario(
         name="cuts-synapse",
-        says="the same, where triggers on Synapse's tables capture",
+        says=_MESSAGES,
         happens=cut_connections,
         around=proxies,
-        layout=Layout(kind="synapse"),
+        layout=_STRAIGHT,
         seconds=45,
         short_seconds=0,
     ),

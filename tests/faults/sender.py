@@ -40,6 +40,7 @@ class Task:
         streams: their names say how, and for whom.
         batch: facts in one transaction.
         every_seconds: how long each stream waits between two; about.
+        relays_seldom: so many times longer those of room events wait.
         most: facts of one stream at most.
         repeats: how probable it is that one is sent twice at once, or once more later.
         poison_every: every so-many-th event is one that its appservice refuses; 0: none.
@@ -52,6 +53,7 @@ class Task:
     seed: int
     batch: int = 100
     every_seconds: float = 0.5
+    relays_seldom: float = 1.0
     most: int = 1_000_000
     repeats: float = 0.0
     poison_every: int = 0
@@ -91,6 +93,9 @@ class Sender:
         capture = None
         if stream.startswith("capture-"):
             capture = capturing.Capture(self._task.database, stream)
+        pause = self._task.every_seconds
+        if stream.startswith("relay-"):
+            pause *= self._task.relays_seldom
         first = 1
         while not self._stop.is_set() and first <= self._task.most:
             last = first + self._task.batch - 1
@@ -101,8 +106,7 @@ class Sender:
             done = Accepted(stream=stream, first=first, last=last, at_ns=time.monotonic_ns())
             os.write(self._log, done.line())
             first = last + 1
-            pause = self._task.every_seconds * chance.uniform(0.5, 1.5)
-            await _wait(self._stop, pause)
+            await _wait(self._stop, pause * chance.uniform(0.5, 1.5))
 
     async def _send(self, request: Request, chance: random.Random) -> None:
         """Until it is answered; perhaps twice at once, perhaps once more later."""

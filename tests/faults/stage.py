@@ -48,6 +48,7 @@ class Layout:
         program: what runs a worker: the command line, or `tests.faults.dying`.
         manners: how each appservice behaves that does not simply take everything.
         hostile: appservices that are `tests.faults.hostile`, and in which mode.
+        relays_seldom: so many times longer the streams of room events wait between two.
         delivery: settings of the config's section.
         postgres: settings of the server.
     """
@@ -58,6 +59,7 @@ class Layout:
     streams: int = 2
     batch: int = 250
     every_seconds: float = 0.3
+    relays_seldom: float = 1.0
     repeats: float = 0.0
     poison_every: int = 0
     program: str = COMMAND_LINE
@@ -170,6 +172,7 @@ class Stage:
             seed=self.chance.randrange(2**31),
             batch=layout.batch,
             every_seconds=layout.every_seconds,
+            relays_seldom=layout.relays_seldom,
             repeats=layout.repeats,
             poison_every=layout.poison_every,
             database=self.dsn,
