@@ -43,6 +43,7 @@ from appservice_bridge.storage.straight import Grown
 log = structlog.get_logger(__name__)
 
 MAX_ROWS: Final = 1000
+STRAIGHT_ROWS: Final = 4000  # while batches go straight
 MAX_BYTES: Final = 16 * 1024 * 1024
 POLL_SECONDS: Final = 1.0  # the wake-up is a courtesy; the poll alone must do
 FOLLOW_UP_SECONDS: Final = 0.006  # within five milliseconds of a wake-up nobody sends another
@@ -124,13 +125,15 @@ class Intake:
             DatabaseUnavailableError: nothing was consumed, or the commit's answer was lost.
         """
         with ReadAhead() as ahead:
+            most = STRAIGHT_ROWS
             try:
                 passed = await self._straight(ahead, sweep=sweep) if self._alone else None
                 if passed is None:
+                    most = MAX_ROWS
                     passed = await self._the_long_way(sweep=sweep)
             except RefusedRowError as error:
                 return await self._halve_or_bury(error, sweep=sweep)
-            self._max_rows = min(self._max_rows * 2, MAX_ROWS)
+            self._max_rows = min(self._max_rows * 2, most)
             if passed.appended:
                 await self._on_append(passed.appended)
             self._ahead = await ahead.batch()
@@ -179,7 +182,7 @@ class Intake:
                 if sweep and not await capture_log.same_registrations(conn, self._digest):
                     log.warning("intake.other_registrations", mend="give all workers the same")
                 return Passed()
-            batch = await self._read(conn, sweep=sweep)
+            batch = await self._read(conn, sweep=sweep, max_rows=min(self._max_rows, MAX_ROWS))
             if batch is None or batch.empty:
                 return Passed(more_may_come=batch is not None and batch.more_may_come)
             self._first_seq = batch.rows[0].seq if batch.rows else None

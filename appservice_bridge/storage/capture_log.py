@@ -48,10 +48,11 @@ READ: Final = """
 -- capture_log.read: the next rows, as many as fit in $2 rows and $3 bytes, one at least, in no
 -- order; with $4 from below the head, too, whatever the gaps say. All is seen by one snapshot. No
 -- row: the worker that started last has other registrations. The gaps and the last intake stand in
--- the first row, by its number: a time is slow to read. After ten minutes a gap is left to the sweep. What is being consumed meanwhile is not
--- read again: $5 is where that leaves the head, $6 and $7 are the gaps that it leaves, and $8 what
--- it takes out of old ones; it may be consumed by now, and the gaps be noted. How far it reaches is
--- found out first, in narrow rows: bodies are not carried through sorts and sums.
+-- the first row, by its number: a time is slow to read. After ten minutes a gap is left to the
+-- sweep. What is being consumed meanwhile is not read again: $5 is where that leaves the head, $6
+-- and $7 are the gaps that it leaves, and $8 what it takes out of old ones; it may be consumed by
+-- now, and the gaps be noted. How far it reaches is found out first, in narrow rows: bodies are not
+-- carried through sorts and sums.
 with gate as materialized (
     select coalesce($5, head) as head, last_intake_at
       from intake_gate where registrations_digest = $1 limit 1

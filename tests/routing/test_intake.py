@@ -340,6 +340,21 @@ async def test_a_batch_of_nothing_but_such_messages_goes_straight(
     assert await outbox(pg) == [1]
 
 
+async def test_a_batch_is_larger_while_batches_go_straight(
+    pg: Connection, intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake_module, "MAX_ROWS", 2)
+    monkeypatch.setattr(intake_module, "STRAIGHT_ROWS", 4)
+    intake._max_rows = 2
+    for n in range(1, 11):
+        await capture(pg, "@b_1:example.org", n)
+    for n in range(11, 17):
+        await capture(pg, "@b_1:example.org", n, written_otherwise(n))
+    passes = [await intake.consume_once() for _ in range(7)]
+    assert [passed.rows for passed in passes] == [2, 2, 4, 2, 2, 2, 2]  # one was read ahead
+    assert await outbox(pg) == list(range(1, 17))
+
+
 async def test_what_went_straight_is_handed_over_as_it_stands_in_the_outbox(
     pg: Connection, db: Database, intake: Intake
 ) -> None:

@@ -8,12 +8,11 @@ from typing import Any
 import asyncpg
 import pytest
 
-from appservice_bridge.routing import intake as intake_module
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.storage import capture_log, straight
 from appservice_bridge.storage.database import Database, DatabaseUnavailableError
 from tests.support.facts import Connection, capture, outbox, relay, wait_until
-from tests.support.intake import nobody, registered
+from tests.support.intake import nobody, registered, small_batches
 
 KEY, MESSAGE = 1, "$opened_by_it"
 
@@ -80,8 +79,7 @@ async def test_a_row_that_commits_late_is_found_below_the_head(
 async def test_what_a_late_commit_brings_is_found_even_if_it_is_more_than_a_pass_takes(
     pg: Connection, database: str, intake: Intake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("appservice_bridge.routing.intake.MAX_ROWS", 3)
-    intake._max_rows = 3
+    small_batches(intake, 3, monkeypatch)
     late = await asyncpg.connect(database)
     try:
         open_transaction = late.transaction()
@@ -153,8 +151,7 @@ async def test_what_is_read_ahead_does_not_overtake_what_commits_meanwhile(
         return await route(*arguments, **options)
 
     await two_late.begin(intake)
-    monkeypatch.setattr(intake_module, "MAX_ROWS", 3)
-    intake._max_rows = 3
+    small_batches(intake, 3, monkeypatch)
     with monkeypatch.context() as patched:
         patched.setattr(capture_log, "read", ahead)
         patched.setattr(straight, "route", routed)
@@ -192,8 +189,7 @@ async def test_what_is_read_ahead_when_the_other_was_routed_has_no_row_twice(
     await two_late.begin(intake)
     monkeypatch.setattr(capture_log, "read", ahead)
     monkeypatch.setattr(straight, "route", routed)
-    monkeypatch.setattr(intake_module, "MAX_ROWS", 3)
-    intake._max_rows = 3
+    small_batches(intake, 3, monkeypatch)
     while not (await intake.consume_once()).done:
         pass
     assert sorted(await outbox(pg)) == list(range(1, 10))
@@ -219,8 +215,7 @@ async def test_behind_a_batch_out_of_gaps_alone_nothing_is_read_twice(
     await late.execute("commit")
     await late.close()
     monkeypatch.setattr(capture_log, "read", noted)
-    monkeypatch.setattr(intake_module, "MAX_ROWS", 2)
-    intake._max_rows = 2
+    small_batches(intake, 2, monkeypatch)
     while not (await intake.consume_once()).done:
         pass
     assert await outbox(pg) == [6, 1, 2, 3, 4, 5]
@@ -286,8 +281,7 @@ async def test_a_sweep_is_over_as_soon_as_nothing_below_the_head_is_left(
         return await read(*arguments, **options)
 
     monkeypatch.setattr(capture_log, "read", noted)
-    monkeypatch.setattr(intake_module, "MAX_ROWS", 2)
-    intake._max_rows = 2
+    small_batches(intake, 2, monkeypatch)
     for n in range(1, 10):
         await capture(pg, "@b_1:example.org", n)
     fourth = "(select seq from appservice_bridge.capture_log where stream_id = 4)"

@@ -6,6 +6,7 @@ import pytest
 
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.registration import Namespace, Registration
+from appservice_bridge.routing import intake as intake_module
 from appservice_bridge.routing.announcing import announce, go_live
 from appservice_bridge.routing.intake import Intake
 from appservice_bridge.storage.database import Database
@@ -46,3 +47,10 @@ async def intake(db: Database) -> Intake:
     owners = registered(("bot", "@b_.*"))
     await go_live(db, await announce(db, owners, epoch="test"))
     return Intake(db, owners, nobody)
+
+
+def small_batches(intake: Intake, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on no pass takes more rows."""
+    for most in ("MAX_ROWS", "STRAIGHT_ROWS"):
+        monkeypatch.setattr(intake_module, most, rows)
+    intake._max_rows = rows
