@@ -1,11 +1,12 @@
 """`performance.md` and its plots, from what was just measured and what was there before.
 
-All of it takes longer than a machine is quiet. So figures are kept beside the page, with the day
-and the machine they are of, and a run of some scenarios replaces theirs alone.
+All of it takes longer than a machine is quiet. So figures are kept beside the page, with the day,
+the code and the machine they are of, and a run of some scenarios replaces theirs alone.
 """
 
 import os
 import platform
+import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,7 +41,7 @@ beside it; a ratio is the median of the ratios of each round. Messages are 1 KB.
 one machine: Postgres, the worker, the receivers and what produces.
 
 - **of naive**: an outbox as one would write it first: one row a commit, claimed a hundred at a \
-time with SKIP LOCKED, json.dumps, PUT, delete. Of a rate more is better, of a time less. Where \
+time with SKIP LOCKED, json.dumps, PUT, delete (`bench/yardsticks.py`). Of a rate more is better, of a time less. Where \
 rates are measured it gets fewer messages than the bridge: it takes long enough with them. In \
 `live` the bridge's producers insert {live.BATCH} messages a DB transaction from {live.PRODUCERS} \
 connections, and those of naive one a commit from {live.NAIVE_PRODUCERS}, so that the ratio is \
@@ -52,7 +53,7 @@ writes nothing.
 - **memory**: the most that the worker had (RSS).
 
 A target that is missed is marked; `benchmarks/profiles.md` says where the time goes. A run \
-of some scenarios replaces theirs: each says of which day it is.
+of some scenarios replaces theirs: each says of which day and of which code it is.
 """
 FIGURES: Final = "performance.json"
 
@@ -68,11 +69,13 @@ class Kept:
 
     Attributes:
         measured_on: a day, ISO 8601.
+        code: which was measured: a commit, with a + if files were changed since; or the release.
         load: of the machine before anything was started.
     """
 
     scenario: str
     measured_on: str
+    code: str
     load: float
     machine: str
     found: tuple[Series, ...]
@@ -92,6 +95,7 @@ def write(directory: Path, done: Measured, load: float) -> None:
         kept[name] = Kept(
             scenario=name,
             measured_on=datetime.now(UTC).date().isoformat(),
+            code=code(),
             load=round(load, 1),
             machine=machine(),
             found=tuple(one for one in done.found if _name(one) == name),
@@ -125,6 +129,16 @@ def _plots(directory: Path, found: Sequence[Series]) -> Iterable[str]:
         if shown:
             (directory / file).write_text(plot(shown, unit))
             yield file
+
+
+def code() -> str:
+    """What is measured."""
+    clone = Path(__file__).parents[2]
+    if not (clone / ".git").exists():
+        return f"release {version('appservice-bridge')}"
+    command = ("git", "describe", "--always", "--exclude=*", "--dirty=+")
+    said = subprocess.run(command, cwd=clone, check=True, capture_output=True, text=True)
+    return f"commit {said.stdout.strip()}"
 
 
 def machine() -> str:
@@ -176,7 +190,7 @@ def _meanings(whole: Sequence[Kept]) -> list[str]:
     about = {one.name: one.about for one in ALL}
     return [
         f"- **{one.scenario}**: {about.get(one.scenario, '')}. "
-        f"Measured on {one.measured_on}, after a load average of {one.load}."
+        f"Measured on {one.measured_on}, of {one.code}, after a load average of {one.load}."
         for one in whole
     ]
 

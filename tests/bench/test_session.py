@@ -16,10 +16,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from appservice_bridge.bench import report
 from appservice_bridge.bench.crowd import NothingCameError
 from appservice_bridge.bench.drain import Drain
 from appservice_bridge.bench.figures import Series, Side
-from appservice_bridge.bench.report import write
+from appservice_bridge.bench.report import code, write
 from appservice_bridge.bench.scenario import RATE, Figures, Scenario
 from appservice_bridge.bench.scenarios import ALL
 from appservice_bridge.bench.session import (
@@ -156,7 +157,9 @@ def published(directory: Path, *found: Series) -> list[str]:
     ]
 
 
-def test_a_run_of_some_scenarios_replaces_theirs_and_leaves_the_others(tmp_path: Path) -> None:
+def test_a_run_of_some_scenarios_replaces_theirs_and_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def took(name: str, *values: float) -> Series:
         return Series(scenario=name, unit="ms", values=values, naive=values)
 
@@ -164,10 +167,14 @@ def test_a_run_of_some_scenarios_replaces_theirs_and_leaves_the_others(tmp_path:
         "latency",
         "latency/p99",
     ]
+    monkeypatch.setattr(report, "code", lambda: "commit later")
     assert published(tmp_path, took("dead-100", 4.0)) == ["latency", "latency/p99", "dead-100"]
+    assert (tmp_path / "performance.md").read_text().count(f"of {code()}") == 1
+    monkeypatch.setattr(report, "code", lambda: "commit latest")
     assert published(tmp_path, took("latency", 5.0)) == ["latency", "dead-100"]
     page = (tmp_path / "performance.md").read_text()
     assert "| latency | ms | 5 | 5 to 5 | 1 | 1.00 |" in page
+    assert [page.count(f"of commit {one}") for one in ("later", "latest")] == [1, 1]
     assert (tmp_path / "latency.svg").read_text().count("dead-100") == 1
 
 
