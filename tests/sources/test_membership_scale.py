@@ -16,7 +16,7 @@ from appservice_bridge.routing.intake import Intake
 from appservice_bridge.storage import device_updates, membership_stream, seeding, tracking
 from appservice_bridge.storage.database import Database, connect
 from tests.support.database import TEMPLATE
-from tests.support.facts import make_synapse_tables
+from tests.support.facts import Connection, make_synapse_tables
 from tests.support.intake import nobody, registered
 from tests.support.memberships import Memberships, begin
 from tests.support.plans import MODES, is_scan, looked_at, planned
@@ -25,15 +25,32 @@ OWNERS: Final = registered(("bot", "@b_.*"), ("irc", "@i_.*"))
 TRACKED: Final = 100_000
 ROOMS: Final = 1_000
 LARGE: Final = 10_000
-REPEATS: Final = 3
-# Of what a pass with nothing to look up takes; that an index is used, the plans below show.
-MOST_PASSES: Final = 2.5
+REPEATS: Final = 6
+# Wanted are half a second and 5 ms, which a busy machine may miss: by this many times at most.
+SLACK: Final = 4
+FOLLOWED_SECONDS: Final = 0.5
+ROUTED_SECONDS: Final = 0.005
+# And of what plain SQL takes here and now, with nothing of ours in it.
+MOST_TIMES_FOLLOWING: Final = 5.0  # is 2 to 4
+MOST_TIMES_ROUTING: Final = 8.0  # is 2, and 5 where others are at work as well
+STATEMENTS: Final = 6  # that a pass of intake sends for one change, between its begin and commit
 CAPTURED: Final = """
 insert into appservice_bridge.capture_log (kind, stream_id, user_id, device_id)
 values ($1, $2, $3, 'DEV')
 """
-# What one insert of as many rows into one of our tables takes is what this machine can do now.
-MOST_INSERTS: Final = 40
+MAKE_PLAIN: Final = """
+create schema plain;
+create table plain.tracked (like appservice_bridge.tracked including all);
+create table plain.told (like appservice_bridge.device_list_update including all);
+"""
+TELL_PLAIN: Final = """
+insert into plain.told values ('bot', $1, 'changed')
+on conflict (appservice_id, user_id) do update set captured_at = clock_timestamp()
+"""
+IN_LARGE: Final = """
+select state_key from public.current_state_events
+ where room_id = '!large' and type = 'm.room.member' and membership = 'join'
+"""
 # Each user is in two rooms with the bot, and the first ones in a large room without it.
 FILL: Final = f"""
 insert into public.current_state_events (event_id, room_id, type, state_key, membership)
@@ -77,6 +94,7 @@ async def large(filled: str) -> AsyncIterator[tuple[Memberships, Database]]:
     if not await pg.fetchval("select to_regclass('public.users')"):
         await make_synapse_tables(pg)
         await pg.execute(FILL)
+        await pg.execute(MAKE_PLAIN)
         await pg.execute("analyze")
     last = await pg.fetchval("select max(stream_id) from public.current_state_delta_stream")
     async with Database.open(filled) as db:
@@ -88,70 +106,90 @@ async def large(filled: str) -> AsyncIterator[tuple[Memberships, Database]]:
     await pg.close()
 
 
-async def median(rooms: Memberships, db: Database, membership: str) -> float:
-    """The pass over a change of the bot in the large room, which is undone after it: in seconds."""
-    took = []
-    for _ in range(REPEATS):
-        await rooms.change("!large", b_1=membership)
-        await rooms.pg.execute("truncate appservice_bridge.device_list_update")  # all was told
-        began = time.perf_counter()
-        followed = await follow_once(db, OWNERS)
-        took.append(time.perf_counter() - began)
-        assert followed.told == {"bot"}
-        await rooms.change("!large", b_1="leave" if membership == "join" else "join")
-        await follow_once(db, OWNERS)
-    return statistics.median(took)
+async def joined_and_left(
+    rooms: Memberships, db: Database
+) -> tuple[dict[str, list[float]], list[float]]:
+    """The bot joins the large room and leaves it, again and again; times are in seconds.
 
-
-async def one_insert(db: Database) -> float:
-    """How long it takes to insert so many rows and no more: in seconds."""
-    took = []
+    Returns what following took of each, and what plain SQL took for as many rows right after.
+    """
+    took: dict[str, list[float]] = {"join": [], "leave": []}
+    plainly = []
     for _ in range(REPEATS):
-        async with db.transaction() as conn:
-            await conn.execute(
-                "create temp table plain (like tracked including all) on commit drop"
-            )
+        for membership, times in took.items():
+            await rooms.change("!large", b_1=membership)
+            await rooms.pg.execute("truncate appservice_bridge.device_list_update")  # all was told
             began = time.perf_counter()
-            await conn.execute(
-                "insert into plain select 'bot', '@v' || n || ':far.org'"
-                f" from generate_series(1, {LARGE}) n"
-            )
-            took.append(time.perf_counter() - began)
-    return statistics.median(took)
+            followed = await follow_once(db, OWNERS)
+            times.append(time.perf_counter() - began)
+            assert followed.told == {"bot"}
+            plainly.append(await written_plainly(rooms.pg))
+    return took, plainly
 
 
-@pytest.mark.parametrize("membership", ["join", "leave"])
+async def written_plainly(pg: Connection) -> float:
+    """Read who is in the large room, and write each into two tables: in seconds."""
+    await pg.execute("truncate plain.tracked, plain.told")
+    began = time.perf_counter()
+    async with pg.transaction():
+        users = [row["state_key"] for row in await pg.fetch(IN_LARGE)]
+        await pg.execute("insert into plain.tracked select 'bot', unnest($1::text[])", users)
+        await pg.execute("insert into plain.told select 'bot', unnest($1::text[]), 'left'", users)
+    assert len(users) >= LARGE
+    return time.perf_counter() - began
+
+
+async def told_plainly(conn: Connection, number: int, *, rows: int) -> float:
+    """Write a few rows, one after the other: in seconds."""
+    began = time.perf_counter()
+    for row in range(rows):
+        await conn.execute(TELL_PLAIN, f"@{number}.{row}:example.org")
+    return time.perf_counter() - began
+
+
+def assert_quick(
+    what: str, took: list[float], plainly: list[float], *, wanted: float, times: float
+) -> None:
+    """Within the slack of what is wanted, and within a few times plain SQL.
+
+    Of each the quickest quarter counts: what else the machine does only ever adds to some of them.
+    """
+    quick, plain = (statistics.quantiles(one, n=4)[0] for one in (took, plainly))
+    median, slow = statistics.median(took), statistics.quantiles(took, n=10)[-1]
+    print(
+        f"{what}: median {median * 1000:.2f} ms, slowest tenth from {slow * 1000:.2f} ms,"
+        f" quickest quarter within {quick * 1000:.2f} ms: {quick / plain:.1f} times plain SQL"
+    )
+    assert quick < SLACK * wanted
+    assert quick < times * plain
+
+
 async def test_a_room_of_ten_thousand_is_joined_and_left_within_half_a_second(
-    large: tuple[Memberships, Database], membership: str
+    large: tuple[Memberships, Database],
 ) -> None:
     rooms, db = large
-    if membership == "leave":
-        await rooms.change("!large", b_1="join")
-        await follow_once(db, OWNERS)
-    took, insert = await median(rooms, db, membership), await one_insert(db)
-    print(f"{membership} of a room of {LARGE}: {took * 1000:.0f} ms, {took / insert:.1f} inserts")
-    assert took < 0.5 or took < MOST_INSERTS * insert  # a busy machine is no fault
-    if membership == "leave":
-        await rooms.change("!large", b_1="leave")
-        await follow_once(db, OWNERS)
+    took, plainly = await joined_and_left(rooms, db)
+    for membership, one in took.items():
+        what = f"{membership} of a room of {LARGE}"
+        assert_quick(what, one, plainly, wanted=FOLLOWED_SECONDS, times=MOST_TIMES_FOLLOWING)
 
 
 async def test_who_tracks_a_user_is_looked_up_in_milliseconds(
     large: tuple[Memberships, Database],
 ) -> None:
     _, db = large
-    took: dict[str, list[float]] = {"tracked": [], "untracked": []}
+    took, plainly = [], []
     async with db.transaction() as conn:
         assert await conn.fetchval("select count(*) from tracked") >= TRACKED
         for number in range(100):
-            kind, name = ("tracked", "u") if number % 2 else ("untracked", "nobody")
+            name, tracked = ("u", True) if number % 2 else ("nobody", False)
             began = time.perf_counter()
             told = await device_updates.change_tracked(conn, [f"@{name}{number + 1}:example.org"])
-            took[kind].append(time.perf_counter() - began)
-            assert bool(told) == (kind == "tracked")
-    median, nothing = (statistics.median(one) for one in took.values())
-    print(f"one device change looked up and told: {median * 1000:.2f} ms")
-    assert median < 0.005 or median < MOST_PASSES * nothing  # a busy machine is no fault
+            took.append(time.perf_counter() - began)
+            assert bool(told) == tracked
+            plainly.append(await told_plainly(conn, number, rows=1))
+    what = "one device change looked up and told"
+    assert_quick(what, took, plainly, wanted=ROUTED_SECONDS, times=MOST_TIMES_ROUTING)
 
 
 async def test_one_device_change_goes_through_the_whole_of_intake_in_milliseconds(
@@ -161,23 +199,21 @@ async def test_one_device_change_goes_through_the_whole_of_intake_in_millisecond
     rooms, db = large
     intake = Intake(db, OWNERS, nobody)
     await rooms.pg.execute("truncate appservice_bridge.device_list_update")  # all was told
-    took: dict[str, list[float]] = {"device_list": [], "device_keys": []}
-    for number in range(120):
-        kind = "device_list" if number % 2 else "device_keys"  # of whom nobody owns: nothing to do
-        await rooms.pg.execute(CAPTURED, kind, number + 1, f"@u{number + 1}:example.org")
+    took, plainly = [], []
+    for number in range(60):
+        await rooms.pg.execute(CAPTURED, "device_list", number + 1, f"@u{number + 1}:example.org")
         began = time.perf_counter()
         passed = await intake.consume_once()
-        took[kind].append(time.perf_counter() - began)
-        assert passed.appended.keys() == ({"bot"} if kind == "device_list" else set())
-    median, nothing = (statistics.median(one) for one in took.values())
-    print(
-        f"one device change through intake: median {median * 1000:.2f} ms,"
-        f" slowest tenth from {sorted(took['device_list'])[54] * 1000:.2f} ms;"
-        f" a change that concerns nobody: {nothing * 1000:.2f} ms"
-    )
+        took.append(time.perf_counter() - began)
+        assert passed.appended.keys() == {"bot"}
+        began = time.perf_counter()
+        async with rooms.pg.transaction():
+            await told_plainly(rooms.pg, number, rows=STATEMENTS)
+        plainly.append(time.perf_counter() - began)
     waiting = "select count(*) from appservice_bridge.device_list_update where change = 'changed'"
     assert await rooms.pg.fetchval(waiting) == 60
-    assert median < 0.005 or median < MOST_PASSES * nothing  # a busy machine is no fault
+    what = "one device change through intake"
+    assert_quick(what, took, plainly, wanted=ROUTED_SECONDS, times=MOST_TIMES_ROUTING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
