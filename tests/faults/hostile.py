@@ -27,6 +27,7 @@ import orjson
 import uvloop
 
 from tests.faults.receiver import Log, Manners
+from tests.support.appservice import Serve
 
 OK: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 RESET: Final = struct.pack("ii", 1, 0)
@@ -140,8 +141,8 @@ MODES: Final[Mapping[str, Callable[[Exchange], Awaitable[None]]]] = {
 }
 
 
-async def serve(mode: str, manners: Manners) -> None:
-    log = Log(manners.log)
+def answering(mode: str, log: Log) -> Serve:
+    """Serves a connection in this mode, and writes down what came."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError, asyncio.IncompleteReadError):
@@ -151,6 +152,11 @@ async def serve(mode: str, manners: Manners) -> None:
                 await MODES[mode](one)
         writer.close()
 
+    return answer
+
+
+async def serve(mode: str, manners: Manners) -> None:
+    answer = answering(mode, Log(manners.log))
     await asyncio.start_server(answer, "127.0.0.1", manners.port, limit=2**20)
     await asyncio.Event().wait()
 
