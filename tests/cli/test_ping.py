@@ -53,7 +53,7 @@ async def test_a_ping_is_that_of_the_specification_and_an_answer_ends_the_rest(
     ("status", "mend"),
     [(401, "hs_token"), (404, "does not know pings"), (302, "no redirect"), (500, "its own log")],
 )
-async def test_another_answer_is_told_with_its_status_and_ends_no_rest(
+async def test_case_23_another_answer_is_told_with_its_status_and_ends_no_rest(
     pg: Connection, written: Written, status: int, mend: str
 ) -> None:
     async with appservice() as bot:
@@ -67,7 +67,7 @@ async def test_another_answer_is_told_with_its_status_and_ends_no_rest(
     assert not await pg.fetchval(DUE)
 
 
-async def test_an_appservice_that_hangs_is_a_timeout(written: Written) -> None:
+async def test_case_23_an_appservice_that_hangs_is_a_timeout(written: Written) -> None:
     async with appservice() as bot:
         bot.delay_seconds = 30
         code, _, err = await ping(await written(bot.url), "--timeout", "0.3")
@@ -76,7 +76,9 @@ async def test_an_appservice_that_hangs_is_a_timeout(written: Written) -> None:
 
 
 @pytest.mark.parametrize("url", ["https://127.0.0.1:{}", "http://127.0.0.1:{}"])
-async def test_where_nobody_listens_it_is_a_failed_connection(written: Written, url: str) -> None:
+async def test_case_23_where_nobody_listens_it_is_a_failed_connection(
+    written: Written, url: str
+) -> None:
     async with appservice() as gone:
         port = gone.url.rpartition(":")[2]
     code, _, err = await ping(await written(url.format(port)))
@@ -89,13 +91,13 @@ async def test_a_host_that_is_not_known_is_named_as_such(written: Written) -> No
     assert "bot: M_CONNECTION_FAILED: the host of its url is not known here" in err
 
 
-async def test_where_no_url_is_set_there_is_nobody_to_ask(written: Written) -> None:
+async def test_case_23_where_no_url_is_set_there_is_nobody_to_ask(written: Written) -> None:
     code, _, err = await ping(await written(None))
     assert code == 1
     assert "bot: M_URL_NOT_SET: " in err
 
 
-async def test_a_lane_that_rests_delivers_at_once_after_a_ping_that_succeeds(
+async def test_case_23_a_lane_that_rests_delivers_at_once_after_a_ping_that_succeeds(
     pg: Connection, database: str, tmp_path: Path
 ) -> None:
     async with appservice() as bot:

@@ -47,7 +47,7 @@ async def test_the_bridge_s_own_ping_is_answered_without_asking_the_appservice(
 
 
 @pytest.mark.parametrize("status", [200, 202])
-async def test_a_successful_ping_ends_a_rest_at_once(
+async def test_case_23_a_successful_ping_ends_a_rest_at_once(
     database: str, tmp_path: Path, status: int
 ) -> None:
     async with one_bot(tmp_path, database, delivery=PATIENT) as (bot, hs):
@@ -92,7 +92,7 @@ async def test_a_ping_that_fails_ends_no_rest(
 
 
 @pytest.mark.parametrize("url", [None, "websocket"])
-async def test_who_has_no_url_is_not_asked_and_the_homeserver_is_told(
+async def test_case_23_who_has_no_url_is_not_asked_and_the_homeserver_is_told(
     database: str, tmp_path: Path, url: str | None
 ) -> None:
     files = files_for(tmp_path, database, "websocket", url)
