@@ -166,6 +166,10 @@ async def test_case_21_what_is_too_large_is_halved_at_once_and_the_cap_is_learnt
         await send(1, 200)
         await sent_all(pg)
         assert probes(bot.requests) == []
+        refused = {one.txn_id for one in bot.requests if len(one.body) > limit}
+        assert refused
+        assert refused.isdisjoint(one.txn_id for one in bot.taken)  # halves have ids of their own
+        assert len({one.txn_id for one in bot.requests}) == len(bot.requests)
         assert 8192 <= await lane(pg, "body_cap_bytes") <= limit
         before = len(bot.requests)
         await send(201, 400)
