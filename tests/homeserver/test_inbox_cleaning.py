@@ -101,7 +101,7 @@ async def test_case_32_what_is_not_acknowledged_stays(synapse: Homeserver, clien
         await until(lambda: kept(synapse, puppet) == 0)
 
 
-async def test_case_32_without_opt_in_or_exclusive_users_nothing_leaves_the_inbox(
+async def test_case_32_and_case_5_without_opt_in_or_exclusive_users_nothing_leaves_the_inbox(
     synapse: Homeserver, client: Client
 ) -> None:
     keep, one = await client.puppet("keep", "keep_1"), await client.puppet("open", "open_1")
