@@ -26,6 +26,7 @@ from tests.support.homeserver import (
 LONGEST_WAIT_MS: Final = 300
 ROUNDS: Final = 5
 SENDERS: Final = 3
+ALONE_SECONDS: Final = 6
 SLOW_SECONDS: Final = 0.6  # how long a slow DB transaction of the homeserver's holds its locks
 STILL_WAITING: Final = re.compile(r"still waiting for \w+ on relation.*")
 
@@ -99,6 +100,13 @@ async def load(of: Homeserver) -> AsyncIterator[Seen]:
         stop.set()
 
 
+async def left_alone(of: Homeserver) -> Seen:
+    """The same load, with nothing done to the homeserver's tables."""
+    async with load(of) as seen:
+        await asyncio.sleep(ALONE_SECONDS)
+    return seen
+
+
 def waits(of: Homeserver) -> list[str]:
     """Waits for a table's lock that were too long, as Postgres noted them."""
     return STILL_WAITING.findall(of.postgres.cluster.log.read_text())
@@ -108,9 +116,7 @@ async def test_nobody_waits_long_and_no_request_fails_while_it_is_installed_and_
     strict: Homeserver,
 ) -> None:
     await strict.bridge.prepare("migrate")
-    async with load(strict) as without:
-        await asyncio.sleep(8)
-    assert (without.faults, waits(strict)) == ([], [])
+    before = await left_alone(strict)
     installer = await connect(strict.dsn)
     took = []
     async with load(strict) as beside:
@@ -123,9 +129,13 @@ async def test_nobody_waits_long_and_no_request_fails_while_it_is_installed_and_
             assert await of_synapse.missing_triggers(installer)
             took.append(time.monotonic() - began)
     await installer.close()
+    after = await left_alone(strict)
     print(f"rounds {[f'{one:.1f}' for one in took]} s")
-    for name, one in (("without", without), ("beside", beside)):
+    for name, one in (("before", before), ("beside", beside), ("after", after)):
         slowest = sorted(one.seconds)
         print(name, len(slowest), f"p50 {slowest[len(slowest) // 2]:.3f} max {slowest[-1]:.3f}")
-    assert (beside.faults, waits(strict)) == ([], [])
+    assert ([*before.faults, *beside.faults, *after.faults], waits(strict)) == ([], [])
     assert len(beside.seconds) > 20
+    # because of us: what else the machine is busy with holds requests up before and after as well
+    longest_without = max(before.seconds + after.seconds)
+    assert max(beside.seconds) <= longest_without + LONGEST_WAIT_MS / 1000
