@@ -42,18 +42,22 @@ class Audited:
     Attributes:
         lacking: positions of outboxes above the last acknowledged one without a row.
         messages: rows of the homeserver's inbox that nobody took in time.
-        unknown: what could not be compared, each with the reason.
+        homeserver: whether what it holds was to be compared.
+        unknown: what is not compared, each with the reason.
+        failed: what could not be compared, though it should have been, each with the reason.
     """
 
     balances: list[Balance]
     lacking: int
     messages: int = 0
     events: MissingEvents = field(default_factory=MissingEvents)
+    homeserver: bool = True
     unknown: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
     @property
     def agrees(self) -> bool:
-        """Whether both sides are the same, as far as they can be compared."""
+        """Whether both sides are the same, as far as they were compared."""
         even = all(each.difference == 0 for each in self.balances)
         return even and not (self.lacking or self.messages or self.events.missing)
 
@@ -76,7 +80,7 @@ def audit(
         bool, typer.Option("--json", help="One object with version, balances and what is missing.")
     ] = False,
 ) -> None:
-    """Compare what went in with what came out; ends 1 on a difference.
+    """Compare what went in with what came out; ends 1 on a difference, or if it could not.
 
     Works beside running workers and with none. It waits only for messages that are not taken yet.
     """
@@ -92,7 +96,7 @@ def audit(
         print(_as_json(found))
     else:
         _show(found)
-    raise typer.Exit(0 if found.agrees else 1)
+    raise typer.Exit(0 if found.agrees and not found.failed else 1)
 
 
 async def _audit(
@@ -103,9 +107,9 @@ async def _audit(
         balances, lacking = await books.balances(conn, tell)
     if not reads_synapse(of):
         unknown = ["what the homeserver holds: its tables are not read (homeserver.capture: none)"]
-        return Audited(balances=balances, lacking=lacking, unknown=unknown)
+        return Audited(balances=balances, lacking=lacking, homeserver=False, unknown=unknown)
     known = owners(of)
-    unknown = []
+    unknown, failed = [], []
     messages, events = 0, MissingEvents()
     try:
         with reading_synapse():
@@ -113,13 +117,15 @@ async def _audit(
             messages = await _messages(conn, known, unknown, tell, wait=wait)
             events = await missing_events(conn, known, since_seconds=since, tell=tell)
     except SourceUnreadableError as error:
-        unknown.append(f"what the homeserver holds: {error.reason}")
+        mend = "`appservice-bridge doctor` says what to mend"
+        failed.append(f"what the homeserver holds: {error.reason}; {mend}")
     return Audited(
         balances=balances,
         lacking=lacking,
         messages=messages,
         events=events,
         unknown=unknown + events.unknown,
+        failed=failed + events.failed,
     )
 
 
@@ -135,7 +141,7 @@ async def _messages(
     look = await untaken(conn, known, tell)
     if look.floor is None:
         unknown.append("to-device messages: no worker has compared the inbox yet")
-    else:
+    elif look.floor > 0:
         unknown.append(
             f"to-device messages up to stream position {look.floor}: the reconciler compared them,"
             " and what was taken of them is not remembered"
@@ -161,9 +167,19 @@ def _show(found: Audited) -> None:
         print(f"{count} room events for {id_} never came")
     if found.events.withheld:
         print(f"{found.events.withheld} redactions never came: the homeserver may keep them back")
-    for one in found.unknown:
+    for one in found.unknown + found.failed:
         print(f"not compared: {one}")
-    print("both sides agree" if found.agrees else "both sides differ")
+    print(_verdict(found))
+
+
+def _verdict(found: Audited) -> str:
+    """In one line; what was not compared never reads as if it agreed."""
+    if not found.agrees:
+        return "both sides differ"
+    here = "what went in agrees with what came out"
+    if found.failed:
+        return f"{here}; not all of the homeserver's side could be compared"
+    return "both sides agree" if found.homeserver else f"{here}; the homeserver's side is not read"
 
 
 def _row(of: Balance) -> tuple[str, ...]:
@@ -185,6 +201,7 @@ def _as_json(found: Audited) -> str:
             "lacking_positions": found.lacking,
             "missing": {"to_device": found.messages, "event": dict(found.events.missing)},
             "withheld_redactions": found.events.withheld,
-            "not_compared": found.unknown,
+            "not_compared": found.unknown + found.failed,
+            "could_not_compare": found.failed,
         }
     )

@@ -47,11 +47,13 @@ class MissingEvents:
         withheld: redactions among those that never came: Synapse keeps those back whose event it
             does not have, and nobody can tell which.
         unknown: why some were not compared.
+        failed: why others were not, though they should have been.
     """
 
     missing: Counter[str] = field(default_factory=Counter)
     withheld: int = 0
     unknown: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
 
 async def untaken(conn: Connection, owners: Owners, tell: Tell) -> Untaken:
@@ -89,10 +91,10 @@ async def missing_events(
     """Events of the last so many seconds, behind what is compared: by then all of them came."""
     found = MissingEvents()
     if not await room_events.readable(conn):
-        found.unknown.append("room events: some table cannot be read; see install --print-grants")
+        found.failed.append("room events: some table cannot be read; see install --print-grants")
         return found
     if await room_events.log_is_long(conn):
-        found.unknown.append("room events: too many facts are not routed yet; try again later")
+        found.failed.append("room events: too many facts are not routed yet; try again later")
         return found
     compared = await audit.compared(conn)
     since_ms = int((time.time() - since_seconds) * 1000)

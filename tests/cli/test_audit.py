@@ -306,6 +306,39 @@ async def test_the_command_says_it_in_a_table_or_as_json_and_ends_1_on_a_differe
     assert (code, said.splitlines()[-1]) == (1, "both sides differ")
 
 
+async def test_what_could_not_be_read_is_named_and_does_not_pass_for_agreement(
+    pg: Connection, files: Files
+) -> None:
+    at = ("--config", str(files.config), "--wait", "0s")
+    await pg.execute("alter table public.device_inbox rename user_id to who")
+    code, said, _ = await command("audit", *at)
+    *_, why, verdict = said.splitlines()
+    assert code == 1
+    assert verdict.startswith("what went in agrees with what came out; not all")
+    assert why.startswith("not compared: what the homeserver holds: sqlstate 42")
+    code, said, _ = await command("audit", *at, "--json")
+    told = json.loads(said)
+    assert (code, told["agrees"]) == (1, True)
+    assert told["could_not_compare"] == told["not_compared"] != []
+
+
+async def test_without_a_homeserver_to_read_only_the_one_side_is_said_to_agree(
+    database: str, tmp_path: Path
+) -> None:
+    files = without_homeserver(tmp_path, database, "http://127.0.0.1:9")
+    code, said, _ = await command("audit", "--config", str(files.config))
+    assert code == 0
+    why, verdict = said.splitlines()
+    assert why.startswith("not compared: what the homeserver holds: its tables are not read")
+    assert verdict == "what went in agrees with what came out; the homeserver's side is not read"
+
+
+async def test_nothing_is_said_of_positions_before_the_first(pg: Connection, files: Files) -> None:
+    assert not any("stream position" in one for one in (await audited(files)).unknown)
+    await pg.execute("update appservice_bridge.stream_floor set settled = 1")
+    assert any("stream position 1:" in one for one in (await audited(files)).unknown)
+
+
 async def test_beside_workers_that_are_killed_it_agrees_at_every_moment(
     pg: Connection, db: Database, database: str, tmp_path: Path
 ) -> None:
