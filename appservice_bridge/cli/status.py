@@ -1,23 +1,27 @@
 """`status`: every lane at one look."""
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated, Final
 
 import typer
 
 from appservice_bridge.cli.check import ConfigOption
 from appservice_bridge.cli.context import finished, loaded, transports, with_connection
-from appservice_bridge.cli.shown import as_json, print_table, table
+from appservice_bridge.cli.shown import as_json, moment, print_table, table
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.domain.budget import Budget
 from appservice_bridge.domain.capture import CaptureMode
+from appservice_bridge.sources.drift_guard import EVERY_SECONDS
 from appservice_bridge.storage import capture_state, migrations, overview, synapse, watch
 from appservice_bridge.storage.capture_state import CaptureState
 from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.overview import LaneView
 
 JSON_VERSION: Final = 1
+LONG_AGO_SECONDS: Final = 3 * EVERY_SECONDS  # a worker looks more often
 _MIB: Final = 2**20
 _HEADINGS: Final = (
     "appservice",
@@ -38,6 +42,7 @@ class Seen:
 
     Attributes:
         installed: whether the capture is; None where none is wanted.
+        served: whether some worker is alive.
         keys_only: the budget is used up.
     """
 
@@ -46,6 +51,7 @@ class Seen:
     wanted: CaptureMode
     capture: CaptureState
     installed: bool | None
+    served: bool
     used_bytes: int
     keys_only: bool
     budget: Budget
@@ -70,7 +76,11 @@ def status(
     if seen.installed is False:
         typer.echo("the capture is not installed: run `appservice-bridge install`", err=True)
     _show_capture(seen)
-    print_table(table(_HEADINGS, map(_row, seen.lanes), numbers=_NUMBERS))
+    if seen.lanes or seen.capture.looked_at is not None:
+        print_table(table(_HEADINGS, map(_row, seen.lanes), numbers=_NUMBERS))
+    else:
+        configured = ", ".join(one.id for one in of.registrations)
+        print(f"no worker has run yet; the config names {configured or 'no appservice'}")
     if seen.captured:
         print(f"{seen.captured} facts are captured and not routed yet")
     print(_budget_line(seen))
@@ -86,6 +96,7 @@ async def _look(conn: Connection, of: Loaded) -> Seen:
         captured=await overview.captured(conn),
         wanted=wanted,
         capture=await capture_state.read(conn),
+        served=any(worker.alive for worker in await overview.workers(conn)),
         installed=await synapse.is_installed(conn) if wanted is CaptureMode.TRIGGERS else None,
         used_bytes=(await watch.measure(conn)).used_bytes,
         keys_only=(await watch.read(conn)).keys_only,
@@ -94,13 +105,36 @@ async def _look(conn: Connection, of: Loaded) -> Seen:
 
 
 def _show_capture(seen: Seen) -> None:
-    """Nothing of a capture that is as it was asked for."""
+    """Nothing of a capture that is as it was asked for; of a look long ago its time as well."""
     state = seen.capture
-    for problem in state.problems:
-        typer.echo(f"capture: {problem}", err=True)
-    if state.looked_at is not None and state.mode is not seen.wanted:
+    if state.looked_at is None:
+        return
+    said = list(_by_mend(state.problems))
+    if state.mode is not seen.wanted:
         since = state.since.isoformat(sep=" ", timespec="seconds")
-        typer.echo(f"capture: {state.mode} instead of {seen.wanted} since {since}", err=True)
+        said.append(f"{state.mode} instead of {seen.wanted} since {since}")
+    for one in said:
+        typer.echo(f"capture{_of_when(state.looked_at, served=seen.served)}: {one}", err=True)
+
+
+def _of_when(looked_at: datetime, *, served: bool) -> str:
+    """Empty where a worker looked just now."""
+    if not served:
+        return f" as of {moment(looked_at)} UTC, by a worker that has ended"
+    if (datetime.now(UTC) - looked_at).total_seconds() > LONG_AGO_SECONDS:
+        return f" as of {moment(looked_at)} UTC, nobody looked since"
+    return ""
+
+
+def _by_mend(problems: Sequence[str]) -> Iterator[str]:
+    """One line for all that one and the same thing mends."""
+    whats: dict[str, list[str]] = {}
+    for problem in problems:
+        what, _, mend = problem.rpartition(": ")
+        whats.setdefault(mend, []).append(what)
+    for mend, (first, *others) in whats.items():
+        more = f" and {len(others)} more" if others else ""
+        yield f"{first}{more}: {mend}"
 
 
 def _budget_line(seen: Seen) -> str:

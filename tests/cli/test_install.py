@@ -210,9 +210,13 @@ async def test_running_without_the_triggers_starts_in_polling_and_says_so(
         assert "run `appservice-bridge install`" in told
         await send(pg, BOT, 1, n=1)
         await until_routed(pg, [1])
-    code, out, err = await command("status", "--config", str(files.config))
-    assert (code, "capture: polling instead of triggers since" in err) == (0, True)
-    assert "is not there: run `appservice-bridge install`" in err
+        code, _, err = await command("status", "--config", str(files.config))
+        assert (code, "capture: polling instead of triggers since" in err) == (0, True)
+    await pg.execute("update appservice_bridge.worker set alive_until = now()")
+    _, _, err = await command("status", "--config", str(files.config))
+    assert "by a worker that has ended: function wake_intake is not there and" in err
+    assert len(err.splitlines()) == 3  # not installed, what is missing, and the mode
+    assert "more: run `appservice-bridge install`" in err
     _, out, _ = await command("status", "--json", "--config", str(files.config))
     capture = json.loads(out)["capture"]
     assert (capture["mode"], capture["left_out"]) == ("polling", [])

@@ -357,6 +357,36 @@ async def test_what_was_buried_is_seen_beside_the_answer_that_came_last(
     assert line.split()[-2:] == ["1", "M_BAD_JSON"]
 
 
+async def test_what_a_worker_found_is_said_to_be_of_then_where_nobody_looked_since(
+    pg: Connection, files: Files
+) -> None:
+    await pg.execute(
+        "update appservice_bridge.capture_state set mode = 'none', looked_at = now(),"
+        " problems = array['t is gone: mend it', 'u is gone: mend it', 'v: write']"
+    )
+    await pg.execute(
+        "insert into appservice_bridge.worker (worker_id, name, alive_until)"
+        " values (gen_random_uuid(), 'w', now() + interval '30 s')"
+    )
+    _, _, err = await run(files, "status")
+    assert err.splitlines() == ["capture: t is gone and 1 more: mend it", "capture: v: write"]
+    await pg.execute("update appservice_bridge.capture_state set looked_at = '2026-01-02 03:04Z'")
+    _, _, err = await run(files, "status")
+    assert err.startswith("capture as of 2026-01-02 03:04:00 UTC, nobody looked since: t is gone")
+    await pg.execute("delete from appservice_bridge.worker")
+    _, _, err = await run(files, "status")
+    assert err.startswith("capture as of 2026-01-02 03:04:00 UTC, by a worker that has ended: t")
+
+
+async def test_before_the_first_worker_status_says_so_and_names_the_config_s_appservices(
+    database: str, tmp_path: Path
+) -> None:
+    files = written(tmp_path, database)
+    code, out, err = await run(files, "status")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == "no worker has run yet; the config names bot"
+
+
 async def test_in_json_the_rest_of_a_halted_lane_has_no_end(pg: Connection, files: Files) -> None:
     await pg.execute("update appservice_bridge.lane set due_at = 'infinity'")
     [lane] = json.loads((await run(files, "status", "--json"))[1])["lanes"]
