@@ -14,8 +14,8 @@ from appservice_bridge.storage.database import Database
 from appservice_bridge.storage.owed import LaneLast, OwedTransaction
 
 JSON_VERSION: Final = 1
-_HEADINGS: Final = ("transaction", "items", "devices", "bytes", "sealed", "refused", "")
-_NUMBERS: Final = ("items", "devices", "bytes", "refused")
+_HEADINGS: Final = ("transaction", "items", "devices", "bytes", "sealed", "refusals counted", "")
+_NUMBERS: Final = ("items", "devices", "bytes", "refusals counted")
 
 
 def transactions(
@@ -29,6 +29,9 @@ def transactions(
 
     A sealed transaction keeps its id and bytes until it is acknowledged. Usually there is one;
     more where one that was refused was split. What it holds is not shown.
+
+    Counted are the refusals that may be the transaction's own fault; a part of one that may have
+    been processed begins with most of those that it takes to split it again.
     """
 
     async def work(database: Database) -> Owed:

@@ -29,7 +29,8 @@ class OwedTransaction:
 
     Attributes:
         device_lists: users named in its device lists; `device_keys`: devices with counts.
-        refusals: definite ones, since it was sealed.
+        refusals: that count against it; a part of one that was doubtful begins with some, though
+            it was not sent yet.
         doubtful: an attempt of it ended without an answer, so it may have been processed.
         part_of: number of the transaction that it was split off.
         bury_asked_at: since when an operator wants it set aside.

@@ -269,7 +269,7 @@ async def test_transactions_shows_what_is_sealed_and_what_came_of_it(
         " last_status = 400, due_at = clock_timestamp() + interval '99999 s'"
     )
     out = (await run(files, "transactions", "bot"))[1]
-    for shown in ("abtest-7", "4,321", "may have been processed", "part of 6"):
+    for shown in ("abtest-7", "4,321", "may have been processed", "part of 6", "counted"):
         assert shown in out
     assert "last answer: M_BAD_JSON (status 400), 5 attempts failed, again in 99" in out
 

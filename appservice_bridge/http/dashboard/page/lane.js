@@ -196,7 +196,7 @@ const TRANSACTIONS = [
   ["Size", "n", (one) => bytes(one.bytes)],
   ["Sealed", "", (one) => since(one.sealed_at, "–")],
   ["Acknowledged", "", (one) => since(one.acked_at, "not yet")],
-  ["Refused", "n", (one) => one.refusals ? counted(one.refusals, "time") : "–"],
+  ["Refusals counted", "n", (one) => one.refusals ? number(one.refusals) : "–"],
 ];
 
 function itemsOf(one) {
