@@ -173,9 +173,9 @@ def _row(one: Letter) -> tuple[str, ...]:
 
 
 def _why(one: Letter) -> str:
-    answer = " ".join(str(part) for part in (one.status, one.errcode) if part is not None)
-    where = f" in {one.txn_id}" if one.txn_id else ""
-    return one.reason + (f" ({answer}{where})" if answer or where else "")
+    known = (one.status, one.errcode, f"in {one.txn_id}" if one.txn_id else None)
+    more = " ".join(str(part) for part in known if part is not None)
+    return one.reason + (f" ({more})" if more else "")
 
 
 def _counted(shown: int, total: int) -> str:

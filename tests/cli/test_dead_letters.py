@@ -67,6 +67,17 @@ async def test_what_is_redriven_is_delivered_once_and_behind_all_that_waited(
     assert (bot.taken[0].path, bot.taken[0].body) == (sealed.path, sealed.body)
 
 
+async def test_of_a_letter_without_an_answer_only_the_transaction_is_named(
+    pg: Connection, files: Files
+) -> None:
+    await set_aside(pg, 1)
+    assert "refused (400 M_BAD_JSON in abx-1)" in (await run(files, "dead-letters"))[1]
+    await pg.execute("update appservice_bridge.dead_letter set status = null, errcode = null")
+    assert "refused (in abx-1)" in (await run(files, "dead-letters"))[1]
+    await pg.execute("update appservice_bridge.dead_letter set txn_id = null, status = 500")
+    assert "refused (500)" in (await run(files, "dead-letters"))[1]
+
+
 async def test_a_lane_that_has_nothing_to_do_delivers_a_redriven_letter_at_once(
     pg: Connection, database: str, tmp_path: Path
 ) -> None:
