@@ -67,6 +67,18 @@ class SeveralInFlightError(BridgeError):
         self.txn_id = one.txn_id
 
 
+class NotSplittableError(BridgeError):
+    """What is in flight is one thing; it can only be taken, or set aside."""
+
+    def __init__(self, appservice_id: str, one: OwedTransaction) -> None:
+        what = "one item" if one.items else "what is told of one user or device"
+        super().__init__(
+            f"{one.txn_id} holds {what}: it cannot be split; "
+            f"`appservice-bridge retry {appservice_id} --bury` sets it aside"
+        )
+        self.txn_id = one.txn_id
+
+
 class NotInFlightError(BridgeError):
     """What an operator meant is not what would be set aside now; nothing is."""
 
@@ -94,20 +106,28 @@ async def retry(
     Dying before the commit does nothing; after it, workers see it at their next look at the latest.
 
     Raises:
-        UnknownAppserviceError, PausedError, NothingInFlightError: as they say.
+        UnknownAppserviceError, PausedError, NothingInFlightError, NotSplittableError: as they
+            say.
     """
     async with database.transaction() as conn:
         standing = await _standing(conn, appservice_id)
         if standing.paused_at is not None:
             raise PausedError(appservice_id, standing)
-        if split and not standing.in_flight:
-            raise NothingInFlightError(appservice_id, "split")
         if split:
-            await orders.ask_split(conn, appservice_id)
+            await _ask_split(conn, appservice_id, standing)
         await orders.go_on(conn, appservice_id)
         outcome = "rest ended, may be split" if split else "rest ended"
         await admin_audit.write(conn, by, "retry", appservice_id=appservice_id, outcome=outcome)
         return standing
+
+
+async def _ask_split(conn: Connection, appservice_id: str, standing: Standing) -> None:
+    one = await _first(conn, appservice_id, standing)
+    if one is None:
+        raise NothingInFlightError(appservice_id, "split")
+    if one.things == 1:
+        raise NotSplittableError(appservice_id, one)
+    await orders.ask_split(conn, appservice_id)
 
 
 async def buriable(database: Database, appservice_id: str) -> OwedTransaction:

@@ -13,6 +13,7 @@ from appservice_bridge.delivery.history import History
 from appservice_bridge.delivery.operating import (
     NothingInFlightError,
     NotInFlightError,
+    NotSplittableError,
     PausedError,
     SeveralInFlightError,
 )
@@ -68,6 +69,7 @@ _NOT_AS_IT_IS: Final = (
     PausedError,
     NothingInFlightError,
     NotInFlightError,
+    NotSplittableError,
     SeveralInFlightError,
     NothingKeptError,
     NoEncryptionError,

@@ -128,6 +128,24 @@ async def test_split_is_asked_for_where_something_is_in_flight(
     assert await pg.fetchval(asked)
 
 
+@pytest.mark.parametrize(
+    ("holds", "told"),
+    [
+        ({"items": 1}, "one item"),
+        ({"items": 0, "device_lists": 1}, "what is told of one user or device"),
+    ],
+)
+async def test_what_holds_one_thing_is_not_split(
+    pg: Connection, files: Files, holds: dict[str, int], told: str
+) -> None:
+    await seal(pg, **holds)
+    code, out, err = await run(files, "retry", "bot", "--split")
+    assert (code, out) == (1, "")
+    assert f"abtest-7 holds {told}: it cannot be split" in err
+    assert "`appservice-bridge retry bot --bury` sets it aside" in err
+    assert not await pg.fetchval("select split_asked_at is not null from appservice_bridge.lane")
+
+
 async def test_what_is_to_be_buried_is_named_and_asked_about(pg: Connection, files: Files) -> None:
     await seal(pg, items=1, doubtful=True)
     code, out, err = await run(files, "retry", "bot", "--bury", typed="n\n")

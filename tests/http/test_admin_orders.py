@@ -12,7 +12,7 @@ import pytest
 from tests.support.appservice import Appservice, appservice
 from tests.support.bridge import Files, registration, worker, write_files
 from tests.support.dead_letters import buried, set_aside
-from tests.support.facts import Connection, capture
+from tests.support.facts import Connection, capture, wait_until
 from tests.support.reloading import ROOT, Operator, operator, with_tokens
 
 BOT: Final = "@b_1:example.org"
@@ -85,7 +85,11 @@ async def test_retry_ends_a_rest_and_may_ask_for_a_split(
     ops: Operator, pg: Connection, bot: Appservice
 ) -> None:
     bot.answer = lambda _: (503, {}, b"{}")
+    await order(ops, "/appservices/bot/pause")
     await capture(pg, BOT, 1)
+    await capture(pg, BOT, 2)
+    await wait_until(pg, "select count(*) = 2 from appservice_bridge.outbox")
+    await order(ops, "/appservices/bot/resume")
     await bot.until(lambda: len(bot.requests) == 1)
     while not await pg.fetchval(LANE.format("failed_attempts > 0")):
         pass
@@ -93,6 +97,8 @@ async def test_retry_ends_a_rest_and_may_ask_for_a_split(
     await bot.until(lambda: len(bot.requests) >= 2)
     assert ("retry", "bot", "rest ended, may be split") in await audit(ops)
     assert await refused(ops, "/appservices/gone/retry", {"split": True}) == (409, "M_UNKNOWN")
+    await wait_until(pg, "select bool_and(items = 1) from appservice_bridge.sealed")
+    assert await refused(ops, "/appservices/bot/retry", {"split": True}) == (409, "M_UNKNOWN")
 
 
 async def test_retry_sets_aside_the_one_item_of_the_transaction_that_is_named(
