@@ -42,6 +42,19 @@ def finished(work: Coroutine[Any, Any, _Result]) -> _Result:
         raise typer.Exit(1) from None
 
 
+def confirmed(question: str) -> None:
+    """Go on at a yes; at a no, and where nobody answers, end 1 with nothing done."""
+    try:
+        sure = typer.confirm(question)
+    except typer.Abort:
+        typer.echo()  # the question is left standing
+        reason = "nothing was done, for nobody answered; --yes does it unasked"
+        typer.echo(f"appservice-bridge: {reason}", err=True)
+        raise typer.Exit(1) from None
+    if not sure:
+        raise typer.Abort
+
+
 def author() -> Author:
     """Whoever runs this command, as the audit names them."""
     try:

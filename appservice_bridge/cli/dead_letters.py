@@ -7,7 +7,7 @@ import typer
 
 from appservice_bridge.cli.appservice_ids import HELP, complete
 from appservice_bridge.cli.check import ConfigOption
-from appservice_bridge.cli.context import author, finished, loaded, with_database
+from appservice_bridge.cli.context import author, confirmed, finished, loaded, with_database
 from appservice_bridge.cli.progress import bar
 from appservice_bridge.cli.shown import as_json, moment, print_table, table
 from appservice_bridge.delivery import operating
@@ -116,7 +116,7 @@ def discard(
     chosen = finished(with_database(of, choose))
     count = sum(map(len, chosen.values()))
     if count and not yes:
-        typer.confirm(f"{_letters(count)} will be lost for good. Discard?", abort=True)
+        confirmed(f"{_letters(count)} will be lost for good. Discard?")
 
     async def work(database: Database) -> int:
         with bar("discard") as tell:

@@ -6,7 +6,7 @@ import typer
 
 from appservice_bridge.cli.appservice_ids import AppserviceArgument
 from appservice_bridge.cli.check import ConfigOption
-from appservice_bridge.cli.context import author, finished, loaded, with_database
+from appservice_bridge.cli.context import author, confirmed, finished, loaded, with_database
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.delivery import operating
 from appservice_bridge.storage.database import Database
@@ -97,7 +97,7 @@ def _bury(of: Loaded, appservice_id: str, *, yes: bool) -> None:
     chosen = finished(with_database(of, choose))
     if not yes:
         doubt = ", though it may have been processed" if chosen.doubtful else ""
-        typer.confirm(f"{_shown(chosen)} will not be delivered{doubt}. Bury it?", abort=True)
+        confirmed(f"{_shown(chosen)} will not be delivered{doubt}. Bury it?")
 
     async def work(database: Database) -> Standing:
         return await operating.bury(database, appservice_id, chosen.txn_id, by=author())

@@ -78,6 +78,15 @@ async def test_of_a_letter_without_an_answer_only_the_transaction_is_named(
     assert "refused (500)" in (await run(files, "dead-letters"))[1]
 
 
+async def test_where_nobody_answers_nothing_is_discarded_and_yes_is_named(
+    pg: Connection, files: Files
+) -> None:
+    await set_aside(pg, 1)
+    code, _, err = await run(files, "discard", "--appservice", "bot")
+    assert (code, await buried(pg)) == (1, 1)
+    assert "nothing was done, for nobody answered; --yes does it unasked" in err
+
+
 async def test_a_lane_that_has_nothing_to_do_delivers_a_redriven_letter_at_once(
     pg: Connection, database: str, tmp_path: Path
 ) -> None:

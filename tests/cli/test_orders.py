@@ -146,6 +146,18 @@ async def test_what_holds_one_thing_is_not_split(
     assert not await pg.fetchval("select split_asked_at is not null from appservice_bridge.lane")
 
 
+async def test_where_nobody_answers_nothing_is_buried_and_yes_is_named(
+    pg: Connection, files: Files
+) -> None:
+    await seal(pg, items=1)
+    code, out, err = await run(files, "retry", "bot", "--bury")
+    assert (code, out.endswith("\n")) == (1, True)
+    assert err.splitlines()[-1] == (
+        "appservice-bridge: nothing was done, for nobody answered; --yes does it unasked"
+    )
+    assert await pg.fetchval(ASKED) == []
+
+
 async def test_what_is_to_be_buried_is_named_and_asked_about(pg: Connection, files: Files) -> None:
     await seal(pg, items=1, doubtful=True)
     code, out, err = await run(files, "retry", "bot", "--bury", typed="n\n")
