@@ -13,7 +13,7 @@ from appservice_bridge.config.document import Document
 from appservice_bridge.config.environment import CONFIG_VARIABLE
 from appservice_bridge.config.faults import ConfigError, Fault
 from appservice_bridge.config.homeserver_copy import homeserver_copy
-from appservice_bridge.config.loading import load
+from appservice_bridge.config.loading import load_alone
 from appservice_bridge.config.new_registration import Wish, localpart_from, written
 from appservice_bridge.config.registrations import (
     load_registration,
@@ -149,15 +149,15 @@ def _copy(
 def _relay_of(config: Path, registration: Registration) -> str:
     """The relay's base URL by the config, with which the appservice must want delivery."""
     try:
-        loaded = load(config)
+        found = load_alone(config)
     except ConfigError as error:
-        show(error.faults, error.warnings)
+        show(error.faults)
         raise typer.Exit(1) from None
-    listen = loaded.config.listen
+    listen = found.listen
     if listen.relay.is_everywhere:
         reason = f"listen.relay is {listen.relay}, which nobody can call; give --relay URL"
         _refuse(config, reason)
-    if loaded.config.settings(registration).transport == "none":
+    if found.settings(registration).transport == "none":
         reason = f"nothing is delivered to {registration.id}: it has no url and no transport"
         show((), [Fault(file=registration.source, reason=reason)])
     return listen.relay_url

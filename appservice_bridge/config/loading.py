@@ -101,6 +101,20 @@ def load(path: Path) -> Loaded:
     )
 
 
+def load_alone(path: Path) -> Config:
+    """Read the config file and the environment, whatever the registrations hold.
+
+    Raises:
+        ConfigError: with every fault of these two.
+    """
+    draft = _draft(path)
+    faults = [*draft.document.duplicates, *unknown_variables()]
+    config = _validated(draft, faults)
+    if config is None or faults:
+        raise ConfigError(in_order(faults, draft.document.file))
+    return config
+
+
 def _draft(path: Path) -> _Draft:
     document, environment = read(path), from_environment()
     keys = _overlaid(_without_nulls(document.data), environment.values)

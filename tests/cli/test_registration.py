@@ -156,6 +156,20 @@ def test_the_relay_may_come_from_the_config(
     assert printed(run(*command, *RELAY))["url"].startswith("http://bridge:9009/")
 
 
+def test_what_is_wrong_with_other_registrations_does_not_stop_a_copy(
+    run: Run, tmp_path: Path
+) -> None:
+    directory = Directory(tmp_path)
+    directory.register("good.yaml", fancy=1)
+    directory.register("bad.yaml", id="bad", url="ftp://x")
+    result = run(
+        *("registration", "for-homeserver", "registrations/good.yaml", "--config", "config.yaml")
+    )
+    assert printed(result)["url"].endswith("/appservice/my-bot")
+    [warning] = result.stderr.splitlines()
+    assert "fancy" in warning
+
+
 def test_a_relay_that_listens_everywhere_has_no_address_to_send_to(
     run: Run, tmp_path: Path
 ) -> None:
@@ -195,7 +209,7 @@ def test_a_faulty_original_or_config_is_refused_with_every_fault(
     (tmp_path / "config.yaml").write_text(MINIMAL + "delivery: {max_items: 0}")
     result = run("registration", "for-homeserver", "bot.yaml", "--config", "config.yaml")
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[2].startswith("config.yaml:4: delivery.max_items")
+    assert result.stderr.splitlines()[1].startswith("config.yaml:4: delivery.max_items")
     original.write_text(registration(url="ftp://x", id=5))
     result = run("registration", "for-homeserver", "bot.yaml", *RELAY)
     assert (result.exit_code, result.stdout) == (1, "")
