@@ -21,3 +21,8 @@ ADD: Final = """
 -- seeding.add
 insert into foreign_user (user_id) select * from unnest($1::text[]) on conflict do nothing
 """
+
+
+def told(foreign: int) -> str:
+    """How many are foreign, in words."""
+    return ("1 user belongs" if foreign == 1 else f"{foreign} users belong") + " to no appservice"

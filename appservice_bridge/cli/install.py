@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from appservice_bridge.blueprint import seeding
 from appservice_bridge.cli.check import ConfigOption
 from appservice_bridge.cli.context import author, finished, loaded, owners, with_connection
 from appservice_bridge.cli.synapse_side import cleaned
@@ -132,7 +133,7 @@ async def _install(conn: Connection, of: Loaded) -> str:
         if created
         else "the triggers were there already, their functions are this release's"
     )
-    return f"capture: {what}; {foreign} users belong to no appservice"
+    return f"capture: {what}; {seeding.told(foreign)}"
 
 
 def _told_to_delete(of: Loaded) -> bool:

@@ -3,6 +3,7 @@
 import logging
 from typing import TYPE_CHECKING, Final
 
+from appservice_bridge.blueprint import seeding
 from appservice_bridge.blueprint.versions import SchemaTooNewError
 from appservice_bridge.synapse.faults import RefusedError, UnavailableError
 from appservice_bridge.synapse.installing import Done, Installing
@@ -114,11 +115,10 @@ class Module:
             self._report_foreign(done, done.foreign_owner)
         elif done.applied or done.attached or done.granted:
             self._log.info(
-                "capture installed: migrations %s; triggers made on %s; %d users belong to no "
-                "appservice; %d grants given",
+                "capture installed: migrations %s; triggers made on %s; %s; %d grants given",
                 ", ".join(f"{number:04}" for number in done.applied) or "none",
                 ", ".join(done.attached) or "nothing",
-                *(done.foreign, done.granted),
+                *(seeding.told(done.foreign), done.granted),
             )
         else:
             self._log.info("capture verified: schema, functions and triggers are this release's")
