@@ -12,6 +12,7 @@ from appservice_bridge.cli.context import author, finished, loaded
 from appservice_bridge.cli.embedded import reachable
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.domain.nearest import hint
 from appservice_bridge.storage import admin_audit, migrations, registrations, removal
 from appservice_bridge.storage.database import Connection, Database
 from appservice_bridge.storage.removal import Left
@@ -84,7 +85,7 @@ async def _discarded(conn: Connection, appservice_id: str, *, discard_backlog: b
     await registrations.wait_for_gate(conn)
     known = await removal.known(conn)
     if appservice_id not in known:
-        reason = f"nothing is known of it; known: {', '.join(known) or 'none'}"
+        reason = f"nothing is known of it; {hint(appservice_id, known)}"
         raise NotRemovedError(appservice_id, reason)
     await _require_unused(conn, appservice_id)
     left = await removal.left(conn, appservice_id)

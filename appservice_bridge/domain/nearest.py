@@ -12,3 +12,10 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     by_folded = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), by_folded, n=1, cutoff=_NEAR)
     return by_folded[close[0]] if close else None
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """What to say of a word that is not known: the one that was meant, or those there are."""
+    known = sorted(known)
+    near = nearest(word, known)
+    return f"did you mean {near}?" if near else f"there are: {', '.join(known) or 'none'}"

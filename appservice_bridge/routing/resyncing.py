@@ -4,6 +4,7 @@ from typing import Final
 
 from appservice_bridge.domain.author import Author
 from appservice_bridge.domain.errors import BridgeError
+from appservice_bridge.domain.nearest import hint
 from appservice_bridge.domain.owners import Owners
 from appservice_bridge.domain.progress import Tell, nobody
 from appservice_bridge.routing.seeding import Seeded, Seeding
@@ -17,8 +18,8 @@ class NoEncryptionError(BridgeError):
     """No appservice that takes part in encryption has this id."""
 
     def __init__(self, appservice_id: str, known: tuple[str, ...]) -> None:
-        names = ", ".join(known) or "none"
-        super().__init__(f"no appservice {appservice_id} that gets encryption data; known: {names}")
+        meant = hint(appservice_id, known)
+        super().__init__(f"no appservice {appservice_id} that gets encryption data; {meant}")
 
 
 class NothingToReadError(BridgeError):

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Final
 
 from appservice_bridge.domain.errors import BridgeError
-from appservice_bridge.domain.nearest import nearest
+from appservice_bridge.domain.nearest import hint
 from appservice_bridge.storage import lanes, notifications
 from appservice_bridge.storage.database import Connection
 
@@ -59,12 +59,11 @@ class UnknownAppserviceError(BridgeError):
     """No appservice has this id; the error names the one that was meant, or those there are."""
 
     def __init__(self, appservice_id: str, known: Iterable[str]) -> None:
-        known = sorted(known)
-        near = nearest(appservice_id, known)
-        hint = f"did you mean {near}?" if near else f"there are: {', '.join(known)}"
-        if not known:
-            hint = "there is none: start `appservice-bridge run` once with its registration"
-        super().__init__(f"no appservice {appservice_id}; {hint}")
+        known = list(known)
+        none = "there is none: start `appservice-bridge run` once with its registration"
+        super().__init__(
+            f"no appservice {appservice_id}; {hint(appservice_id, known) if known else none}"
+        )
         self.appservice_id = appservice_id
 
 

@@ -110,7 +110,9 @@ async def test_removed_it_has_no_row_left_in_any_table_and_its_neighbour_has_all
     assert await rows_of(pg, "other") == neighbour
     code, _, err = await remove(files)
     assert code == 1
-    assert "nothing is known of it; known: other" in err
+    assert "nothing is known of it; there are: other" in err
+    code, _, err = await command("registration", "remove", "othr", "--config", str(files.config))
+    assert (code, "nothing is known of it; did you mean other?" in err) == (1, True)
 
 
 async def test_many_rows_go_in_many_batches(
