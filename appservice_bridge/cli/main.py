@@ -5,8 +5,9 @@ from importlib import import_module
 from typing import Annotated, Any, Final
 
 import typer
-from typer.core import TyperGroup
 from typer.main import get_command
+
+from appservice_bridge.cli.flags import Command, Group
 
 # Reading them all would take each command longer than its work.
 COMMANDS: Final = {
@@ -37,7 +38,7 @@ COMMANDS: Final = {
 """Which module of this room holds a command, in the order in which --help shows them."""
 
 
-class Commands(TyperGroup):
+class Commands(Group):
     """Finds a command in its module, under the command's own name."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -58,7 +59,7 @@ class Commands(TyperGroup):
         if isinstance(found, typer.Typer):
             return get_command(found)
         alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        alone.command(cmd_name)(found)
+        alone.command(cmd_name, cls=Command)(found)
         return get_command(alone)
 
 

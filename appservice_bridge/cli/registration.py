@@ -8,6 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from appservice_bridge.cli.check import show
+from appservice_bridge.cli.flags import Command, Group
 from appservice_bridge.cli.removing import remove
 from appservice_bridge.config.document import Document
 from appservice_bridge.config.environment import CONFIG_VARIABLE
@@ -26,11 +27,12 @@ from appservice_bridge.domain.registration import Registration, relay_path
 registration = typer.Typer(
     help="Write a registration or the homeserver's copy of one, or forget one.",
     name="registration",
+    cls=Group,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-registration.command("remove")(remove)
+registration.command("remove", cls=Command)(remove)
 
 NO_URL: Final = "null"
 _PRIVATE: Final = 0o600
@@ -45,7 +47,7 @@ Output = Annotated[
 ]
 
 
-@registration.command("new")
+@registration.command("new", cls=Command)
 def new(
     appservice_id: Annotated[str, typer.Argument(metavar="ID", help="Its name, unique here.")],
     url: Annotated[
@@ -91,7 +93,7 @@ def new(
     )
 
 
-@registration.command("for-homeserver")
+@registration.command("for-homeserver", cls=Command)
 def for_homeserver(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The bridge's registration.")],
     relay: Annotated[

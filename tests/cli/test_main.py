@@ -18,6 +18,13 @@ def test_every_command_says_what_it_is_for(run: Run, name: str, asked: str) -> N
     assert f"Usage: appservice-bridge {name}" in result.output or name.startswith("registration")
 
 
+def test_a_flag_takes_no_value_in_the_help(run: Run) -> None:
+    for words in (["discard"], ["registration", "new"], ["registration"], []):
+        shown = run(*words, "--help").output
+        assert "-h" in shown
+        assert "<bool>" not in shown
+
+
 def test_it_says_which_release_it_is(run: Run) -> None:
     result = run("--version")
     assert (result.exit_code, result.output) == (0, version("appservice-bridge") + "\n")
