@@ -20,8 +20,10 @@ from appservice_bridge.doctor.devices import devices_lacking
 from appservice_bridge.doctor.finding import Finding, Level
 from appservice_bridge.doctor.homeserver import HomeserverAsked
 from appservice_bridge.doctor.homeserver_file import homeserver_file
+from appservice_bridge.doctor.server_name import other_server_name
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.supported import NEWEST_SYNAPSE, OLDEST_SYNAPSE
+from appservice_bridge.storage import synapse
 from appservice_bridge.storage.database import Connection, SourceUnreadableError, reading_synapse
 
 JSON_VERSION: Final = 1
@@ -66,7 +68,8 @@ async def _examine(of: Loaded, file: Path | None) -> tuple[str | None, list[Find
         homeserver = HomeserverAsked(session, of)
         findings += [finding async for finding in homeserver.findings()]
         findings += await unreachable(session, of)
-    return homeserver.release, sorted(findings, key=lambda one: one.level is Level.DOUBT)
+    once = dict.fromkeys(findings)  # two may know the same
+    return homeserver.release, sorted(once, key=lambda one: one.level is Level.DOUBT)
 
 
 def _in_file(file: Path, of: Loaded) -> list[Finding]:
@@ -83,7 +86,7 @@ async def _in_database(of: Loaded) -> list[Finding]:
         found = await database(conn, of)
         if reads_synapse(of) and not any(finding.code == "not_synapse" for finding in found):
             with reading_synapse():
-                found += await devices_lacking(conn, owners(of))
+                found += await _in_synapse(conn, of)
         return found
 
     try:
@@ -93,6 +96,11 @@ async def _in_database(of: Loaded) -> list[Finding]:
     except BridgeError as error:
         mend = "start Postgres, or mend `database` in the config"
         return [Finding(code="database", what=str(error), mend=mend)]
+
+
+async def _in_synapse(conn: Connection, of: Loaded) -> list[Finding]:
+    name = await synapse.other_server_name(conn, of.config.homeserver.server_name)
+    return [*other_server_name(of, name), *await devices_lacking(conn, owners(of))]
 
 
 def _show(release: str | None, findings: list[Finding]) -> None:

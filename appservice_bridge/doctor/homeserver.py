@@ -12,6 +12,7 @@ from yarl import URL
 
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.doctor.finding import Finding, Level
+from appservice_bridge.doctor.server_name import other_server_name
 from appservice_bridge.domain.registration import Registration, relay_path
 from appservice_bridge.domain.supported import NEWEST_SYNAPSE, OLDEST_SYNAPSE
 from appservice_bridge.http.wake_homeserver import PROBE_PREFIX, PROBE_STATUS
@@ -54,7 +55,8 @@ class HomeserverAsked:
                 mend=f"start the homeserver, or mend `homeserver.url: {_without_user(self._url)}`",
             )
             return
-        for finding in skew("the homeserver's clock", _seconds_off(date)):
+        clock = skew("the homeserver's clock", _seconds_off(date))
+        for finding in [*clock, *await self._of_another_name()]:
             yield finding
         if self._of.config.homeserver.kind == "synapse":
             _, answer, _ = await self._ask("GET", "/_synapse/admin/v1/server_version")
@@ -65,6 +67,11 @@ class HomeserverAsked:
             if self._of.config.settings(registration).transport != "none":
                 for finding in await self._way_to_relay(registration):
                     yield finding
+
+    async def _of_another_name(self) -> list[Finding]:
+        """None where it does not serve its keys at this url."""
+        _, answer, _ = await self._ask("GET", "/_matrix/key/v2/server")
+        return [*other_server_name(self._of, _text(answer, "server_name"))]
 
     async def _way_to_relay(self, registration: Registration) -> list[Finding]:
         """A ping through the homeserver, which the relay knows as a probe and answers itself."""

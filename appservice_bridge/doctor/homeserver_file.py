@@ -10,6 +10,7 @@ from appservice_bridge.config.faults import ConfigError
 from appservice_bridge.config.loading import Loaded
 from appservice_bridge.config.registrations import ENCRYPTION
 from appservice_bridge.doctor.finding import Finding, Level
+from appservice_bridge.doctor.server_name import other_server_name
 from appservice_bridge.domain.registration import Registration, relay_path
 
 NATIVE_FLAGS: Final = ("msc2409_to_device_messages_enabled", "msc3202_transaction_extensions")
@@ -24,6 +25,8 @@ def homeserver_file(path: Path, of: Loaded) -> Iterator[Finding]:
         ConfigError: it cannot be read, or is no YAML.
     """
     document = read(path)
+    name = document.data.get("server_name")
+    yield from other_server_name(of, name if isinstance(name, str) else None)
     yield from _native_flags(document)
     copies: list[Document] = []
     for read_or_not in _copies(document, path):

@@ -22,6 +22,14 @@ select to_regclass('public.device_inbox') is not null
    and to_regclass('public.users') is not null
 """
 
+OTHER_SERVER_NAME: Final = """
+-- synapse.other_server_name: of which server the users are, where none is of $1
+select substr(name, strpos(name, ':') + 1) from public.users
+ where name like '@%:%'
+   and not exists (select from public.users where substr(name, strpos(name, ':') + 1) = $1)
+ limit 1
+"""
+
 DROP_SCHEMA: Final = """
 -- synapse.drop_schema
 drop schema appservice_bridge cascade
@@ -109,6 +117,12 @@ async def require_synapse(conn: Connection) -> None:
     """
     if not await conn.fetchval(IS_SYNAPSE):
         raise NotSynapseError
+
+
+async def other_server_name(conn: Connection, server_name: str) -> str | None:
+    """The server that the users are of, if none is of `server_name`; None also without users."""
+    found: str | None = await conn.fetchval(OTHER_SERVER_NAME, server_name)
+    return found
 
 
 async def users_page(conn: Connection, *, after: str, size: int) -> list[str]:

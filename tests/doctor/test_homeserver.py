@@ -16,7 +16,7 @@ from appservice_bridge.doctor.finding import Finding, Level
 from appservice_bridge.doctor.homeserver import HomeserverAsked
 from appservice_bridge.domain.supported import NEWEST_SYNAPSE, OLDEST_SYNAPSE
 from appservice_bridge.http.wake_homeserver import PROBE_STATUS
-from tests.support.bridge import registration, write_files
+from tests.support.bridge import SERVER, registration, write_files
 
 PREFIX = "M_"
 AT_RELAY = {"errcode": f"{PREFIX}BAD_STATUS", "status": PROBE_STATUS}
@@ -24,9 +24,10 @@ AT_RELAY = {"errcode": f"{PREFIX}BAD_STATUS", "status": PROBE_STATUS}
 
 @dataclass(kw_only=True)
 class StandIn:
-    """NOT a homeserver: it answers doctor's three questions, and is well at first."""
+    """NOT a homeserver: it answers doctor's four questions, and is well at first."""
 
     release: str = NEWEST_SYNAPSE
+    server_name: str | None = SERVER
     ahead: timedelta = timedelta()
     ping_status: int = 502
     ping: dict[str, Any] = field(default_factory=lambda: dict(AT_RELAY))
@@ -35,6 +36,10 @@ class StandIn:
         date = {"Date": format_datetime(datetime.now(UTC) + self.ahead, usegmt=True)}
         if request.path.endswith("/ping"):
             return web.json_response(self.ping, status=self.ping_status, headers=date)
+        if request.path == "/_matrix/key/v2/server":
+            status = 404 if self.server_name is None else 200
+            told = {"server_name": self.server_name}
+            return web.json_response(told, status=status, headers=date)
         return web.json_response({"server_version": self.release}, headers=date)
 
 
@@ -69,6 +74,13 @@ def examine(tmp_path: Path) -> Examine:
 
 async def test_nothing_is_found_of_one_that_is_well(examine: Examine) -> None:
     assert await examine(StandIn()) == []
+
+
+async def test_a_homeserver_of_another_name_is_found_where_it_says_it(examine: Examine) -> None:
+    assert await examine(StandIn(server_name=None)) == []
+    (one,) = await examine(StandIn(server_name="other.org"))
+    assert (one.code, one.level) == ("server_name", Level.FAULT)
+    assert "`homeserver.server_name: other.org`" in one.mend
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,15 @@ async def test_native_flags_left_on_are_found(copy: Copy) -> None:
 
 
 @pytest.mark.usefixtures("appservice")
+async def test_a_server_name_that_is_not_the_homeservers_is_found(copy: Copy) -> None:
+    bridge = copy.directory / "bridge.yaml"
+    right = yaml.safe_load(bridge.read_text())["homeserver"]["server_name"]
+    copy.change(bridge, lambda d: d["homeserver"].update(server_name="other.org"))
+    finding = await copy.found("server_name")
+    assert f"server_name: {right}`" in finding["mend"]
+
+
+@pytest.mark.usefixtures("appservice")
 async def test_a_copy_that_does_not_point_at_the_relay_is_found(copy: Copy) -> None:
     copy.change(copy.at_homeserver, lambda d: d.update(url="http://127.0.0.1:1"))
     finding = await copy.found("not_at_relay", "--homeserver-config", str(copy.homeserver))
