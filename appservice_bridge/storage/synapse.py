@@ -12,7 +12,11 @@ from appservice_bridge.blueprint.versions import SCHEMA_EXISTS
 from appservice_bridge.domain.capture import CAPTURED, Trigger
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.storage import inbox, leases
-from appservice_bridge.storage.database import Connection
+from appservice_bridge.storage.database import (
+    Connection,
+    SourceUnreadableError,
+    reading_synapse,
+)
 
 CATCH_UP_BATCH: Final = 1000
 
@@ -70,6 +74,16 @@ class NotSynapseError(BridgeError):
         )
 
 
+class OtherServerNameError(BridgeError):
+    """The config names another server than the users are of: nobody would be owned."""
+
+    def __init__(self, configured: str, found: str) -> None:
+        super().__init__(
+            f"homeserver.server_name is {configured}, and the users in this database are of"
+            f" {found}: set `homeserver.server_name: {found}` in the config"
+        )
+
+
 class TableBusyError(BridgeError):
     """A table of the homeserver stayed locked; run the command again."""
 
@@ -123,6 +137,23 @@ async def other_server_name(conn: Connection, server_name: str) -> str | None:
     """The server that the users are of, if none is of `server_name`; None also without users."""
     found: str | None = await conn.fetchval(OTHER_SERVER_NAME, server_name)
     return found
+
+
+async def require_server_name(conn: Connection, server_name: str) -> None:
+    """Refuse to read another server's tables; where nobody knows whose they are, let them pass.
+
+    Outside of a DB transaction.
+
+    Raises:
+        OtherServerNameError: as it says.
+    """
+    try:
+        with reading_synapse():
+            found = await other_server_name(conn, server_name)
+    except SourceUnreadableError:
+        return  # the drift guard and `doctor` say which right it is
+    if found is not None:
+        raise OtherServerNameError(server_name, found)
 
 
 async def users_page(conn: Connection, *, after: str, size: int) -> list[str]:

@@ -200,6 +200,30 @@ async def test_running_without_synapse_s_tables_is_refused(
         assert (code, "no tables of Synapse" in err) == (1, True)
 
 
+async def test_running_with_a_server_name_that_no_user_of_synapse_has_is_refused(
+    synapse_owner: Connection, files: Files
+) -> None:
+    await grant_what_is_printed(synapse_owner, files)
+    config = ("--config", str(files.config))
+    assert (await command("migrate", *config))[0] == 0
+    await synapse_owner.execute("insert into users (name) values ('@alice:example.com')")
+    code, _, err = await command("run", *config)
+    assert code == 1
+    assert err.splitlines()[-1] == (
+        "appservice-bridge: homeserver.server_name is example.org, and the users in this database "
+        "are of example.com: set `homeserver.server_name: example.com` in the config"
+    )
+    role = await synapse_owner.fetchval("select 'bridge_' || current_database()")
+    await synapse_owner.execute(f"revoke select on users from {role}")
+    async with worker_process(files):  # nobody knows
+        pass
+    await synapse_owner.execute(
+        f"grant select on users to {role}; insert into users (name) values ('@bob:example.org')"
+    )
+    async with worker_process(files):
+        pass
+
+
 async def test_running_without_the_triggers_starts_in_polling_and_says_so(
     pg: Connection, database: str, tmp_path: Path
 ) -> None:
