@@ -11,7 +11,7 @@ _FIXED: Final = ("database", "database_password_file", "data_dir", "listen", "lo
 
 
 def needing_restart(config: Path, before: Loaded, after: Loaded) -> list[Fault]:
-    """A fault for each key that differs and is bound to what was opened at the start."""
+    """A fault for each key that differs and is bound to what was opened or learnt at the start."""
     return [
         Fault(file=str(config), reason=f"{key}: has changed, which needs a restart")
         for key in _changed(before, after)
@@ -22,6 +22,8 @@ def _changed(before: Loaded, after: Loaded) -> Iterator[str]:
     for key in _FIXED:
         if getattr(before.config, key) != getattr(after.config, key):
             yield key
+    if before.config.homeserver.server_name != after.config.homeserver.server_name:
+        yield "homeserver.server_name"
     if _certificate(before) != _certificate(after):
         yield "admin.tls_cert_file, admin.tls_key_file"
 

@@ -14,7 +14,7 @@ from appservice_bridge.storage.migrations import migrate
 from tests.delivery.test_kills import held_at, its_lease_ran_out, somebody_waits
 from tests.support.appservice import Appservice, Request, appservice, ok
 from tests.support.bridge import Files, ready, registration, worker_process, write_files
-from tests.support.facts import Connection, capture
+from tests.support.facts import Connection, capture, make_synapse_tables
 from tests.support.relaying import homeserver
 from tests.support.reloading import (
     Sender,
@@ -228,6 +228,38 @@ async def test_what_needs_a_restart_is_refused_by_name(database: str, tmp_path: 
         "listen: has changed, which needs a restart",
         "log: has changed, which needs a restart",
     ]
+
+
+async def test_another_server_name_needs_a_restart(database: str, tmp_path: Path) -> None:
+    async with appservice() as bot:
+        files = files_for(tmp_path, database, bot)
+        async with worker_process(files), operator(files) as op:
+            generic = {"kind": "generic", "server_name": "other.org"}
+            change(files, homeserver=generic)
+            status, told = await op.ask("POST", "/_appservice_bridge/v1/reload")
+            assert status == 422
+            (reason,) = told["reasons"]
+            assert reason.endswith(
+                "bridge.yaml: homeserver.server_name: has changed, which needs a restart"
+            )
+            change(files, homeserver=generic | {"server_name": "example.org"})
+            assert await op.reload() == "reloaded"
+
+
+async def test_a_capture_that_is_switched_on_beside_another_server_s_users_is_refused(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    await make_synapse_tables(pg)
+    await pg.execute("insert into public.users (name) values ('@alice:other.org')")
+    async with appservice() as bot:
+        files = files_for(tmp_path, database, bot)
+        async with worker_process(files), operator(files) as op:
+            change(files, homeserver={"server_name": "example.org", "capture": "polling"})
+            status, told = await op.ask("POST", "/_appservice_bridge/v1/reload")
+            assert status == 422
+            assert "set `homeserver.server_name: other.org`" in told["reasons"][0]
+            await pg.execute("insert into public.users (name) values ('@alice:example.org')")
+            assert await op.reload() == "reloaded"
 
 
 async def test_a_database_that_is_away_is_waited_for_and_the_reload_is_done_then(
