@@ -27,6 +27,11 @@ from appservice_bridge.storage import synapse
 from appservice_bridge.storage.database import Connection, SourceUnreadableError, reading_synapse
 
 JSON_VERSION: Final = 1
+_LET_READ: Final = (
+    "the owner of the homeserver's database must run what"
+    " `appservice-bridge install --print-grants` prints; if the table is another"
+    " than it was, run a release that knows this Synapse"
+)
 _STYLES: Final = {Level.FAULT: "bold red", Level.DOUBT: "yellow"}
 
 
@@ -82,25 +87,32 @@ def _in_file(file: Path, of: Loaded) -> list[Finding]:
 
 
 async def _in_database(of: Loaded) -> list[Finding]:
-    async def look(conn: Connection) -> list[Finding]:
-        found = await database(conn, of)
+    """What was found before an error is kept."""
+    found: list[Finding] = []
+
+    async def look(conn: Connection) -> None:
+        found.extend(await database(conn, of))
         if reads_synapse(of) and not any(finding.code == "not_synapse" for finding in found):
-            with reading_synapse():
-                found += await _in_synapse(conn, of)
-        return found
+            found.extend(await _in_synapse(conn, of))
 
     try:
-        return await with_connection(of, look)
-    except SourceUnreadableError as error:
-        return [Finding(code="capture_broken", what=str(error), mend="see `status`")]
+        await with_connection(of, look)
     except BridgeError as error:
         mend = "start Postgres, or mend `database` in the config"
-        return [Finding(code="database", what=str(error), mend=mend)]
+        found.append(Finding(code="database", what=str(error), mend=mend))
+    return found
 
 
 async def _in_synapse(conn: Connection, of: Loaded) -> list[Finding]:
-    name = await synapse.other_server_name(conn, of.config.homeserver.server_name)
-    return [*other_server_name(of, name), *await devices_lacking(conn, owners(of))]
+    found: list[Finding] = []
+    try:
+        with reading_synapse():
+            name = await synapse.other_server_name(conn, of.config.homeserver.server_name)
+            found += other_server_name(of, name)
+            found += await devices_lacking(conn, owners(of))
+    except SourceUnreadableError as error:
+        found.append(Finding(code="synapse_unreadable", what=str(error), mend=_LET_READ))
+    return found
 
 
 def _show(release: str | None, findings: list[Finding]) -> None:

@@ -308,6 +308,23 @@ async def test_polling_does_without_synapse_s_tasks_and_doctor_says_what_it_then
     assert "scheduled_tasks" not in out + err
 
 
+async def test_a_table_that_doctor_may_not_read_is_a_fault_beside_all_else_that_it_found(
+    synapse_owner: Connection, files: Files
+) -> None:
+    config = ("--config", str(files.config))
+    await grant_what_is_printed(synapse_owner, files)
+    for step in ("migrate", "install"):
+        assert (await command(step, *config))[0] == 0
+    role = await synapse_owner.fetchval("select 'bridge_' || current_database()")
+    await synapse_owner.execute(f"revoke select on users from {role}")
+    code, out, _ = await command("doctor", "--json", *config)
+    found = {one["code"]: one for one in json.loads(out)["findings"]}
+    assert code == 1
+    assert {"grant_missing", "no_worker", "synapse_unreadable"} <= set(found)
+    assert "permission denied for table users" in found["synapse_unreadable"]["what"]
+    assert "appservice-bridge install --print-grants" in found["synapse_unreadable"]["mend"]
+
+
 async def until_routed(pg: Connection, wanted: list[int]) -> None:
     """Wait until these messages are on their way."""
     async with asyncio.timeout(60):
