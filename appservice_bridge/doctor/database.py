@@ -79,7 +79,8 @@ async def _capture(conn: Connection, of: Loaded) -> list[Finding]:
 def _problems(problems: list[drift.Problem]) -> Iterator[Finding]:
     missing = [problem for problem in problems if problem.mend == drift.INSTALL]
     if len(missing) >= len(TRIGGERS):
-        yield Finding(code="not_installed", what="nothing is captured", mend=drift.INSTALL)
+        what = "the triggers are missing; a worker polls Synapse's tables meanwhile"
+        yield Finding(code="not_installed", what=what, mend=drift.INSTALL)
         problems = [problem for problem in problems if problem not in missing]
     for problem in problems:
         yield Finding(code="capture_broken", what=problem.what, mend=problem.mend)
