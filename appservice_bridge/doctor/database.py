@@ -21,6 +21,7 @@ from appservice_bridge.storage import (
     synapse,
 )
 from appservice_bridge.storage import database as storage
+from appservice_bridge.storage.capture_state import CaptureState
 from appservice_bridge.storage.database import Connection
 from appservice_bridge.storage.overview import LaneView
 
@@ -42,11 +43,13 @@ async def database(conn: Connection, of: Loaded) -> list[Finding]:
         return [Finding(code="schema", what=str(error), mend=mend)]
     found = [*skew("the database's clock", await storage.clock_ahead_seconds(conn))]
     found += _newer(storage.major_release(conn))
+    state = await capture_state.read(conn)
     if CaptureMode(of.config.homeserver.capture) is not CaptureMode.NONE:
-        found += await _capture(conn, of)
+        found += await _capture(conn, of, state)
     if of.registrations and not await leases.live_workers(conn):
+        what = "no worker has run yet" if state.looked_at is None else "no worker is running"
         mend = "start one with `appservice-bridge run`"
-        found.append(Finding(code="no_worker", what="no worker is running", mend=mend))
+        found.append(Finding(code="no_worker", what=what, mend=mend))
     return [*found, *_lanes(await overview.lanes(conn))]
 
 
@@ -61,7 +64,7 @@ def _newer(release: int) -> Iterator[Finding]:
         )
 
 
-async def _capture(conn: Connection, of: Loaded) -> list[Finding]:
+async def _capture(conn: Connection, of: Loaded, state: CaptureState) -> list[Finding]:
     triggers = CaptureMode(of.config.homeserver.capture) is CaptureMode.TRIGGERS
     try:
         await synapse.require_synapse(conn)
@@ -73,7 +76,7 @@ async def _capture(conn: Connection, of: Loaded) -> list[Finding]:
     for statement in await grants.grants(conn, lacking):
         mend = f"the owner of the homeserver's database must run {statement}"
         found.append(Finding(code="grant_missing", what="a right is missing", mend=mend))
-    return [*found, *_mode(await capture_state.read(conn), of)]
+    return [*found, *_mode(state, of)]
 
 
 def _problems(problems: list[drift.Problem]) -> Iterator[Finding]:
@@ -86,9 +89,9 @@ def _problems(problems: list[drift.Problem]) -> Iterator[Finding]:
         yield Finding(code="capture_broken", what=problem.what, mend=problem.mend)
 
 
-def _mode(state: capture_state.CaptureState, of: Loaded) -> Iterator[Finding]:
+def _mode(state: CaptureState, of: Loaded) -> Iterator[Finding]:
     wanted = of.config.homeserver.capture
-    if state.mode is not None and state.mode != wanted:
+    if state.looked_at is not None and state.mode != wanted:
         yield Finding(
             code="capture_mode",
             what=f"capture is {state.mode} now, and {wanted} is asked for",

@@ -65,7 +65,20 @@ async def test_a_capture_that_was_never_installed_is_one_finding(
     assert "appservice-bridge install" in one.mend
     assert "a worker polls Synapse's tables meanwhile" in one.what
     await synapse.install(pg)
-    assert set(await found(pg, database, tmp_path, "triggers")) <= {"no_worker", "capture_mode"}
+    assert set(await found(pg, database, tmp_path, "triggers")) == {"no_worker"}
+
+
+async def test_before_the_first_worker_nobody_doubts_how_facts_are_captured(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    await attach(pg)
+    before = await found(pg, database, tmp_path, "triggers")
+    assert set(before) == {"no_worker"}
+    assert before["no_worker"].what == "no worker has run yet"
+    await pg.execute("update capture_state set mode = 'polling', looked_at = now()")
+    after = await found(pg, database, tmp_path, "triggers")
+    assert set(after) == {"no_worker", "capture_mode"}
+    assert after["no_worker"].what == "no worker is running"
 
 
 async def test_one_missing_trigger_is_named(pg: Connection, database: str, tmp_path: Path) -> None:
