@@ -68,8 +68,8 @@ class SchemaTooNewError(BridgeError):
     def __init__(self, found: int, known: int, needed: int | None = None) -> None:
         needs = f", which needs a release that knows {needed:04}," if needed is not None else ""
         super().__init__(
-            f"the database has schema {found:04}{needs} and this release knows {known:04}: "
-            "install the release that migrated it, or a newer one"
+            f"the database has schema {found:04}{needs} and this release knows {known:04}",
+            mend="install the release that migrated it, or a newer one",
         )
         self.found = found
         self.known = known

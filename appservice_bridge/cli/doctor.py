@@ -24,9 +24,16 @@ from appservice_bridge.doctor.server_name import other_server_name
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.domain.supported import NEWEST_SYNAPSE, OLDEST_SYNAPSE
 from appservice_bridge.storage import synapse
-from appservice_bridge.storage.database import Connection, SourceUnreadableError, reading_synapse
+from appservice_bridge.storage.database import (
+    Connection,
+    DatabaseUnavailableError,
+    SourceUnreadableError,
+    reading_synapse,
+)
 
 JSON_VERSION: Final = 1
+_START: Final = "start Postgres, or mend `database` in the config"
+_LOOK: Final = "mend what it names; the log of Postgres says more"
 _LET_READ: Final = (
     "the owner of the homeserver's database must run what"
     " `appservice-bridge install --print-grants` prints; if the table is another"
@@ -98,8 +105,9 @@ async def _in_database(of: Loaded) -> list[Finding]:
     try:
         await with_connection(of, look)
     except BridgeError as error:
-        mend = "start Postgres, or mend `database` in the config"
-        found.append(Finding(code="database", what=str(error), mend=mend))
+        away = isinstance(error, DatabaseUnavailableError)
+        mend = error.mend or (_START if away else _LOOK)
+        found.append(Finding(code="database", what=error.told, mend=mend))
     return found
 
 

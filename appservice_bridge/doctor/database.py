@@ -34,13 +34,13 @@ async def database(conn: Connection, of: Loaded) -> list[Finding]:
         await migrations.require_current(conn)
     except migrations.PostgresTooOldError as error:
         mend = f"upgrade to Postgres {OLDEST_POSTGRES} or newer, up to {NEWEST_POSTGRES}"
-        return [Finding(code="postgres_old", what=str(error), mend=mend)]
+        return [Finding(code="postgres_old", what=error.told, mend=mend)]
     except migrations.SchemaOutdatedError as error:
         mend = "run `appservice-bridge migrate`"
         return [Finding(code="schema", what=error.told, mend=mend)]
     except SchemaTooNewError as error:
         mend = "use the release that migrated it, or a newer one"
-        return [Finding(code="schema", what=str(error), mend=mend)]
+        return [Finding(code="schema", what=error.told, mend=mend)]
     found = [*skew("the database's clock", await storage.clock_ahead_seconds(conn))]
     found += _newer(storage.major_release(conn))
     state = await capture_state.read(conn)
@@ -71,8 +71,8 @@ async def _capture(conn: Connection, of: Loaded, state: CaptureState) -> list[Fi
         lacking = [r for r in await grants.rights(conn, triggers=triggers) if not r.held]
         found = [*_problems(await drift.problems(conn, triggers=triggers))]
     except BridgeError as error:
-        mend = "let `database` name the homeserver's own database"
-        return [Finding(code="not_synapse", what=str(error), mend=mend)]
+        mend = error.mend or "let `database` name the homeserver's own database"
+        return [Finding(code="not_synapse", what=error.told, mend=mend)]
     for statement in await grants.grants(conn, lacking):
         mend = f"the owner of the homeserver's database must run {statement}"
         found.append(Finding(code="grant_missing", what="a right is missing", mend=mend))

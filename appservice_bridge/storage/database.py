@@ -97,8 +97,8 @@ class DatabaseFaultError(BridgeError):
     The driver's own error is not passed on, for it may quote a row.
     """
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"database fault: {reason}")
+    def __init__(self, reason: str, *, mend: str | None = None) -> None:
+        super().__init__(f"database fault: {reason}", mend=mend)
         self.reason = reason
 
 
@@ -197,14 +197,15 @@ async def connect(dsn: str) -> Connection:
 
 def _not_connected(dsn: str, error: Exception) -> BridgeError:
     if isinstance(error, asyncpg.InvalidCatalogNameError):
-        return DatabaseFaultError(f"{error}: create it, or mend `database` in the config")
+        return DatabaseFaultError(str(error), mend="create it, or mend `database` in the config")
     if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
         mend = "mend `database` or `database_password_file` in the config"
-        return DatabaseFaultError(f"{error}: {mend}")
+        return DatabaseFaultError(str(error), mend=mend)
     if isinstance(error, asyncpg.ProtocolViolationError):
         return DatabaseFaultError(
             f"sqlstate {error.sqlstate}: the settings of our sessions are refused, as PgBouncer"
-            " does; let `database` lead to Postgres itself"
+            " does",
+            mend="let `database` lead to Postgres itself",
         )
     if isinstance(error, asyncpg.PostgresError):
         return _named_by_state(error)

@@ -41,7 +41,8 @@ class PostgresTooOldError(BridgeError):
     def __init__(self, found: int) -> None:
         super().__init__(
             f"this is Postgres {found}: the bridge works with {OLDEST_POSTGRES} to"
-            f" {NEWEST_POSTGRES}; upgrade the server first"
+            f" {NEWEST_POSTGRES}",
+            mend="upgrade the server first",
         )
 
 
@@ -56,8 +57,10 @@ class SchemaOutdatedError(BridgeError):
     """Migrations are pending; nothing may run before they are applied."""
 
     def __init__(self, pending: list[int]) -> None:
-        self.told = "migrations pending: " + ", ".join(f"{number:04}" for number in pending)
-        super().__init__(f"{self.told}; run `appservice-bridge migrate`")
+        super().__init__(
+            "migrations pending: " + ", ".join(f"{number:04}" for number in pending),
+            mend="run `appservice-bridge migrate`",
+        )
         self.pending = pending
 
 

@@ -69,8 +69,9 @@ class NotSynapseError(BridgeError):
 
     def __init__(self) -> None:
         super().__init__(
-            "this database has no tables of Synapse: point `database` at Synapse's own database, "
-            "and start Synapse once so that it makes them"
+            "this database has no tables of Synapse",
+            mend="point `database` at Synapse's own database, and start Synapse once so that it "
+            "makes them",
         )
 
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -53,3 +54,40 @@ async def test_a_server_name_that_is_not_that_of_homeserver_yaml_is_one_fault(
     homeserver.write_text("server_name: example.org\n")
     found = await findings(files, "--homeserver-config", str(homeserver))
     assert "`homeserver.server_name: example.org`" in found["server_name"]["mend"]
+
+
+async def test_a_database_that_lets_nobody_in_is_said_with_one_mend(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    name = str(await pg.fetchval("select 'nologin_' || current_database()"))
+    await pg.execute(f"create role {name} login password 'secret'")
+    try:
+        parts = urlsplit(database)
+        netloc = f"{name}:wrong@{parts.hostname}:{parts.port}"
+        mend = "mend `database` or `database_password_file` in the config"
+        await one_mend(tmp_path, parts._replace(netloc=netloc).geturl(), "password", mend)
+    finally:
+        await pg.execute(f"drop role {name}")
+    elsewhere = parts._replace(path="/not_there").geturl()
+    mend = "create it, or mend `database` in the config"
+    await one_mend(tmp_path, elsewhere, "does not exist", mend)
+
+
+async def test_a_schema_that_does_not_fit_is_said_with_one_mend(
+    pg: Connection, database: str, tmp_path: Path
+) -> None:
+    await pg.execute(
+        "insert into appservice_bridge.schema_version (number, name) values (9999, 'newer')"
+    )
+    mend = "use the release that migrated it, or a newer one"
+    await one_mend(tmp_path, database, "schema 9999", mend)
+
+
+async def one_mend(directory: Path, database: str, said: str, mend: str) -> None:
+    """It says what is wrong, and apart from that what to do."""
+    found = await findings(write_files(directory, database, [BOT]))
+    (one,) = (found[code] for code in found.keys() & {"database", "schema"})
+    assert said in one["what"]
+    assert one["mend"] == mend
+    for word in ("mend", "install", "create", "run"):
+        assert f"{word} " not in one["what"]
