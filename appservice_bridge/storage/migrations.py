@@ -1,5 +1,7 @@
 """The bridge's own schema: numbered files, applied forward only, one worker at a time."""
 
+from collections.abc import Iterable
+from itertools import groupby
 from typing import Final
 
 import asyncpg
@@ -57,11 +59,18 @@ class SchemaOutdatedError(BridgeError):
     """Migrations are pending; nothing may run before they are applied."""
 
     def __init__(self, pending: list[int]) -> None:
-        super().__init__(
-            "migrations pending: " + ", ".join(f"{number:04}" for number in pending),
-            mend="run `appservice-bridge migrate`",
-        )
+        told = f"migrations pending: {_ranges(pending)}"
+        if pending == [*known_migrations()]:
+            told = "the bridge's tables are not there yet"
+        super().__init__(told, mend="run `appservice-bridge migrate`")
         self.pending = pending
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """Of 2, 3, 4 and 6 in order: `0002 to 0004, 0006`."""
+    runs = [[*run] for _, run in groupby(enumerate(numbers), lambda one: one[1] - one[0])]
+    ends = [(run[0][1], run[-1][1]) for run in runs]
+    return ", ".join(f"{a:04}" if a == b else f"{a:04} to {b:04}" for a, b in ends)
 
 
 async def pending(conn: Connection) -> list[int]:

@@ -81,6 +81,9 @@ async def test_a_schema_that_does_not_fit_is_said_with_one_mend(
     )
     mend = "use the release that migrated it, or a newer one"
     await one_mend(tmp_path, database, "schema 9999", mend)
+    await pg.execute("drop schema appservice_bridge cascade")
+    mend = "run `appservice-bridge migrate`"
+    await one_mend(tmp_path, database, "the bridge's tables are not there yet", mend)
 
 
 async def one_mend(directory: Path, database: str, said: str, mend: str) -> None:

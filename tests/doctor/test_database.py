@@ -6,12 +6,14 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from appservice_bridge.blueprint.files import known_migrations
 from appservice_bridge.doctor import database as doctor_database
 from appservice_bridge.doctor import homeserver
 from appservice_bridge.doctor.database import database as examined
 from appservice_bridge.doctor.finding import Finding, Level
 from appservice_bridge.storage import migrations, synapse
 from appservice_bridge.storage.database import connect
+from appservice_bridge.storage.migrations import SchemaOutdatedError
 from tests.support.bridge import registration, worker, write_files
 from tests.support.facts import Connection, attach, make_synapse_tables
 
@@ -125,8 +127,14 @@ async def test_a_database_that_is_not_the_homeservers_is_found(
 async def test_pending_migrations_are_found(pg: Connection, database: str, tmp_path: Path) -> None:
     await pg.execute("delete from schema_version where number > 1")
     schema = (await found(pg, database, tmp_path, "none"))["schema"]
-    assert schema.what.startswith("migrations pending: 0002, ")
+    assert schema.what == f"migrations pending: 0002 to {max(known_migrations()):04}"
     assert schema.mend == "run `appservice-bridge migrate`"
+
+
+def test_pending_migrations_are_said_in_ranges() -> None:
+    assert SchemaOutdatedError([2, 3, 5, 8, 9, 10]).told == (
+        "migrations pending: 0002 to 0003, 0005, 0008 to 0010"
+    )
 
 
 async def test_a_schema_of_a_newer_release_is_not_to_be_migrated(
