@@ -1,5 +1,7 @@
 """The ports of a process: they stay open while what is behind them is exchanged."""
 
+import errno
+import os
 import ssl
 from collections.abc import Awaitable
 from pathlib import Path
@@ -14,10 +16,17 @@ SHUTDOWN_SECONDS: Final = 5.0
 
 
 class AddressTakenError(BridgeError):
-    """Something else listens where the bridge should."""
+    """Something else listens where the bridge should, or nobody can there."""
 
-    def __init__(self, which: str, at: str, reason: str) -> None:
-        super().__init__(f"listen.{which}: cannot listen on {at}: {reason}")
+    def __init__(self, which: str, at: str, error: OSError) -> None:
+        change = f"change `listen.{which}`"
+        if error.errno == errno.EADDRINUSE:
+            mend = f"does a worker run already? Else {change}"
+            super().__init__(f"listen.{which}: {at} is in use", mend=mend)
+        else:
+            number = error.errno or 0
+            why = os.strerror(number) if number > 0 else error.strerror or str(error)
+            super().__init__(f"listen.{which}: cannot listen on {at} ({why})", mend=change)
 
 
 class CertificateError(BridgeError):
@@ -124,7 +133,7 @@ class Door:
         except OSError as error:
             await front.cleanup()
             at = f"{self._host}:{self._port}"
-            raise AddressTakenError(self._which, at, error.strerror or str(error)) from error
+            raise AddressTakenError(self._which, at, error) from error
         self._front = front
 
     def _request(self, *parts: object) -> web.BaseRequest:

@@ -413,7 +413,10 @@ async def test_an_address_in_use_is_said_in_one_line(
     code, _, err = await command("run", "--config", str(files.config))
     server.close()
     assert code == 1
-    assert f"listen.relay: cannot listen on 127.0.0.1:{port}" in err.splitlines()[-1]
+    assert err.splitlines()[-1] == (
+        f"appservice-bridge: listen.relay: 127.0.0.1:{port} is in use: does a worker run already? "
+        "Else change `listen.relay`"
+    )
     assert "Traceback" not in err
 
 
