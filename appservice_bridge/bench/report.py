@@ -41,11 +41,11 @@ beside it; a ratio is the median of the ratios of each round. Messages are 1 KB.
 one machine: Postgres, the worker, the receivers and what produces.
 
 - **of naive**: an outbox as one would write it first: one row a commit, claimed a hundred at a \
-time with SKIP LOCKED, json.dumps, PUT, delete (`bench/yardsticks.py`). Of a rate more is better, of a time less. Where \
-rates are measured it gets fewer messages than the bridge: it takes long enough with them. In \
-`live` the bridge's producers insert {live.BATCH} messages a DB transaction from {live.PRODUCERS} \
-connections, and those of naive one a commit from {live.NAIVE_PRODUCERS}, so that the ratio is \
-also that of these inserts.
+time with SKIP LOCKED, json.dumps, PUT, delete (`bench/yardsticks.py`). Of a rate more is better, \
+of a time less. Where rates are measured it gets fewer messages than the bridge: it takes long \
+enough with them. In `live` the bridge's producers insert {live.BATCH} messages a DB transaction \
+from {live.PRODUCERS} connections, and those of naive one a commit from {live.NAIVE_PRODUCERS}, so \
+that the ratio is also that of these inserts.
 - **of ceiling**: a bare loop that reads a range of the bridge's own table, splices, PUTs, and \
 writes nothing.
 - **small**, **of-small**: the same without what makes the scenario hard, and the ratio to it.
