@@ -350,8 +350,11 @@ async def test_a_batch_is_larger_while_batches_go_straight(
         await capture(pg, "@b_1:example.org", n)
     for n in range(11, 17):
         await capture(pg, "@b_1:example.org", n, written_otherwise(n))
-    passes = [await intake.consume_once() for _ in range(7)]
-    assert [passed.rows for passed in passes] == [2, 2, 4, 2, 2, 2, 2]  # one was read ahead
+    rows = [(await intake.consume_once()).rows]
+    while rows[-1]:
+        rows.append((await intake.consume_once()).rows)
+    assert max(rows) == 4
+    assert (rows[0], rows[-4:]) == (2, [2, 2, 2, 0])  # of the second some were read ahead
     assert await outbox(pg) == list(range(1, 17))
 
 
