@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
@@ -132,13 +133,14 @@ def _plots(directory: Path, found: Sequence[Series]) -> Iterable[str]:
 
 
 def code() -> str:
-    """What is measured."""
+    """What is measured: a commit; the release where that is not known."""
     clone = Path(__file__).parents[2]
-    if not (clone / ".git").exists():
-        return f"release {version('appservice-bridge')}"
     command = ("git", "describe", "--always", "--exclude=*", "--dirty=+")
-    said = subprocess.run(command, cwd=clone, check=True, capture_output=True, text=True)
-    return f"commit {said.stdout.strip()}"
+    with suppress(OSError, subprocess.CalledProcessError):
+        if (clone / ".git").exists():
+            said = subprocess.run(command, cwd=clone, check=True, capture_output=True, text=True)
+            return f"commit {said.stdout.strip()}"
+    return f"release {version('appservice-bridge')}"
 
 
 def machine() -> str:

@@ -178,6 +178,11 @@ def test_a_run_of_some_scenarios_replaces_theirs_and_leaves_the_others(
     assert (tmp_path / "latency.svg").read_text().count("dead-100") == 1
 
 
+def test_figures_outlive_a_git_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert code().startswith("release ")
+
+
 async def test_what_was_measured_before_an_interruption_is_not_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

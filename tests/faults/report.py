@@ -2,11 +2,11 @@
 
 import os
 import platform
-import subprocess
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from appservice_bridge.bench.report import code
 from tests.faults.judging import Verdict
 from tests.faults.playing import Row
 
@@ -105,17 +105,11 @@ def _points(row: Row) -> Iterator[tuple[str, int]]:
 def _opening(rows: Sequence[Row], command: str) -> str:
     total = sum(row.verdict.facts for row in rows)
     return (
-        f"Written by `{command}`, of commit {_commit()}."
+        f"Written by `{command}`, of {code()}."
         f" {sigkills(rows):,} processes killed with SIGKILL, {total:,} facts,"
         f" {_minutes(rows):.0f} minutes; {os.cpu_count()} cores, {platform.machine()},"
         f" Python {platform.python_version()}, seed {rows[0].seed if rows else 0}."
     )
-
-
-def _commit() -> str:
-    """Which code it was, and a + if it was changed since."""
-    command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _minutes(rows: Sequence[Row]) -> float:
