@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -108,6 +108,13 @@ def _signal_all(stage: Stage, pids: list[int], number: signal.Signals) -> None:
             stage.kills["postgres session", number.name] += 1
 
 
+class NoSuchCommitError(Exception):
+    """No worker came to a commit that all were to die at: it has another name by now, perhaps."""
+
+    def __init__(self, never: Iterable[str]) -> None:
+        super().__init__(", ".join(sorted(never)))
+
+
 async def kill_at_commits(stage: Stage, seconds: float, only: Collection[str] = ()) -> None:
     """Each worker is told where to die next; it is started again when it did.
 
@@ -127,6 +134,8 @@ async def kill_at_commits(stage: Stage, seconds: float, only: Collection[str] = 
             group.create_task(_die_and_die_again(stage, part, points, ends))
     for part in stage.workers:
         part.with_environment(FAULTS_DIE="")
+    if never := set(only) - set(seen.read_text().split()):
+        raise NoSuchCommitError(never)
 
 
 class _Points:
