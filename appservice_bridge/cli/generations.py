@@ -182,8 +182,7 @@ class Generations:
         self._doors.read_certificate_again()
         if reads_synapse(of) and not reads_synapse(self._of):
             async with self._database.statement() as conn:
-                await synapse.require_synapse(conn)
-                await synapse.require_server_name(conn, of.config.homeserver.server_name)
+                await synapse.require_homeserver(conn, of.config.homeserver.server_name)
         return of
 
     async def _replace(self, group: asyncio.TaskGroup, of: Loaded) -> None:

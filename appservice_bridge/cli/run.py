@@ -24,7 +24,7 @@ from appservice_bridge.config.loading import Loaded
 from appservice_bridge.delivery.connections import QuietConnector
 from appservice_bridge.domain.errors import BridgeError
 from appservice_bridge.storage import migrations, synapse
-from appservice_bridge.storage.database import Connection, Database
+from appservice_bridge.storage.database import Database
 from appservice_bridge.storage.identity import current_epoch
 from appservice_bridge.telemetry import logs
 
@@ -106,11 +106,6 @@ async def _run(
         _let_nothing_interrupt(loop)
 
 
-async def _require_its_synapse(of: Loaded, conn: Connection) -> None:
-    await synapse.require_synapse(conn)
-    await synapse.require_server_name(conn, of.config.homeserver.server_name)
-
-
 async def _work(
     config: Path,
     of: Loaded,
@@ -119,7 +114,8 @@ async def _work(
     stop: asyncio.Event,
 ) -> None:
     if reads_synapse(of):
-        await with_connection(of, partial(_require_its_synapse, of))
+        server_name = of.config.homeserver.server_name
+        await with_connection(of, partial(synapse.require_homeserver, server_name=server_name))
     no_limit = QuietConnector(limit=0)  # one request per lane is all there ever is
     no_cookies = aiohttp.DummyCookieJar()  # one appservice's would reach another on the same host
     with reachable(of) as dsn:

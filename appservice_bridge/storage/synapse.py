@@ -81,7 +81,8 @@ class OtherServerNameError(BridgeError):
     def __init__(self, configured: str, found: str) -> None:
         super().__init__(
             f"homeserver.server_name is {configured}, and the users in this database are of"
-            f" {found}: set `homeserver.server_name: {found}` in the config"
+            f" {found}",
+            mend=f"set `homeserver.server_name: {found}` in the config",
         )
 
 
@@ -155,6 +156,16 @@ async def require_server_name(conn: Connection, server_name: str) -> None:
         return  # the drift guard and `doctor` say which right it is
     if found is not None:
         raise OtherServerNameError(server_name, found)
+
+
+async def require_homeserver(conn: Connection, server_name: str) -> None:
+    """Refuse to read what is not Synapse's, or another server's. Outside of a DB transaction.
+
+    Raises:
+        NotSynapseError, OtherServerNameError: as they say.
+    """
+    await require_synapse(conn)
+    await require_server_name(conn, server_name)
 
 
 async def users_page(conn: Connection, *, after: str, size: int) -> list[str]:
