@@ -82,7 +82,7 @@ async def _capture(conn: Connection, of: Loaded, state: CaptureState) -> list[Fi
 def _problems(problems: list[drift.Problem]) -> Iterator[Finding]:
     missing = [problem for problem in problems if problem.mend == drift.INSTALL]
     if len(missing) >= len(TRIGGERS):
-        what = "the triggers are missing; a worker polls Synapse's tables meanwhile"
+        what = "the triggers are missing; until they are there workers poll Synapse's tables"
         yield Finding(code="not_installed", what=what, mend=drift.INSTALL)
         problems = [problem for problem in problems if problem not in missing]
     for problem in problems:
